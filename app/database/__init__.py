@@ -1,0 +1,1 @@
+"""PostgreSQL: the pool, migration on start, the embedded server."""

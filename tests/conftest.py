@@ -1,0 +1,109 @@
+"""A real PostgreSQL for every test: a template database migrated once, a copy of it per test."""
+
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import httpx2
+import pytest
+import pytest_asyncio
+from asgi_lifespan import LifespanManager
+
+from app import main
+from app.database.embedded import run_embedded_server
+from app.database.migrate import upgrade_schema
+from tests.processes import Server
+
+POSTGRES_BIN = os.environ.get("TEST_POSTGRES_BIN")
+"""Directory of another PostgreSQL's programs, to run every test on it; unset: the wheel's."""
+
+OpenClient = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def postgres(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """The DSN of a server that all tests share; its database `template` is at head."""
+    directory = tmp_path_factory.mktemp("postgres")
+    async with run_embedded_server(directory, Path(POSTGRES_BIN) if POSTGRES_BIN else None) as url:
+        await execute(url, "CREATE DATABASE template")
+        await upgrade_schema(with_database(url, "template"))
+        yield url
+
+
+@pytest.fixture
+async def database_url(postgres: str) -> AsyncIterator[str]:
+    """The DSN of a database of one's own, at head and empty."""
+    async for url in _copy_database(postgres, "TEMPLATE template"):
+        yield url
+
+
+@pytest.fixture
+async def empty_database_url(postgres: str) -> AsyncIterator[str]:
+    """The DSN of a database of one's own that was never migrated."""
+    async for url in _copy_database(postgres, ""):
+        yield url
+
+
+async def _copy_database(postgres: str, template: str) -> AsyncIterator[str]:
+    name = f"test_{secrets.token_hex(6)}"
+    await execute(postgres, f"CREATE DATABASE {name} {template}")
+    yield with_database(postgres, name)
+    await execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to this test's database."""
+    opened = await asyncpg.connect(database_url)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def open_client(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OpenClient:
+    """Open the application in this process, with its real lifespan, and a client for it; settings as keywords."""
+
+    @asynccontextmanager
+    async def open_client(**settings: str) -> AsyncIterator[httpx2.AsyncClient]:
+        environment = {"DATABASE_URL": database_url, "DATA_DIR": str(tmp_path / "data"), **settings}
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        async with LifespanManager(main, startup_timeout=60, shutdown_timeout=30) as manager:
+            transport = httpx2.ASGITransport(manager.app, raise_app_exceptions=False)
+            async with httpx2.AsyncClient(transport=transport, base_url="http://test", timeout=30) as client:
+                yield client
+
+    return open_client
+
+
+@pytest.fixture
+async def client(open_client: OpenClient) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of the application with the demo model and default settings; the quality job runs every 0.2 s."""
+    async with open_client(F1_INTERVAL_SECONDS="0.2") as opened:
+        yield opened
+
+
+@pytest.fixture
+async def server(database_url: str, tmp_path: Path) -> AsyncIterator[Server]:
+    """A uvicorn process on a free port with the demo model, to be started by the test and stopped here."""
+    server = Server({"DATABASE_URL": database_url, "DATA_DIR": str(tmp_path / "data"), "F1_INTERVAL_SECONDS": "0.2"})
+    yield server
+    await server.kill()
+
+
+async def execute(url: str, statement: str) -> None:
+    """Run one statement on a connection of its own."""
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+def with_database(url: str, name: str) -> str:
+    """Return the DSN of another database of the same server."""
+    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))

