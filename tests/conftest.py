@@ -2,8 +2,9 @@
 
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -25,13 +26,20 @@ OpenClient = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def postgres(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+async def postgres() -> AsyncIterator[str]:
     """The DSN of a server that all tests share; its database `template` is at head."""
-    directory = tmp_path_factory.mktemp("postgres")
-    async with run_embedded_server(directory, Path(POSTGRES_BIN) if POSTGRES_BIN else None) as url:
-        await execute(url, "CREATE DATABASE template")
-        await upgrade_schema(with_database(url, "template"))
-        yield url
+    with make_open_directory() as directory:
+        async with run_embedded_server(directory, Path(POSTGRES_BIN) if POSTGRES_BIN else None) as url:
+            await execute(url, "CREATE DATABASE template")
+            await upgrade_schema(with_database(url, "template"))
+            yield url
+
+
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A directory that other users may pass, for an embedded server: as root, pytest's own are closed to its user."""
+    with make_open_directory() as directory:
+        yield directory
 
 
 @pytest.fixture
@@ -93,6 +101,14 @@ async def server(database_url: str, tmp_path: Path) -> AsyncIterator[Server]:
     server = Server({"DATABASE_URL": database_url, "DATA_DIR": str(tmp_path / "data"), "F1_INTERVAL_SECONDS": "0.2"})
     yield server
     await server.kill()
+
+
+@contextmanager
+def make_open_directory() -> Iterator[Path]:
+    """Make a temporary directory that other users may pass."""
+    with tempfile.TemporaryDirectory(prefix="scorekeeper-test-") as name:
+        Path(name).chmod(0o711)
+        yield Path(name)
 
 
 async def execute(url: str, statement: str) -> None:

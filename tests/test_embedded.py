@@ -20,7 +20,7 @@ import asyncpg
 import pytest
 import uvloop
 
-from app.database import embedded
+from app.database import embedded, embedded_home
 from app.database.embedded import run_embedded_server
 from app.errors import StartupError
 
@@ -48,10 +48,10 @@ def place() -> Iterator[Path]:
     """A directory that any user can pass, unlike pytest's own; what runs below it is killed at the end."""
     place = Path(tempfile.mkdtemp(prefix="embedded-")).resolve()
     place.chmod(0o711)
-    outside = set(embedded.OUTSIDE.glob("*"))
+    outside = set(embedded_home.OUTSIDE.glob("*"))
     yield place
     homes = [path.parent for path in place.rglob("start.lock")]
-    homes += [home for home in map(embedded._place_outside, (place, *place.rglob("*"))) if home.exists()]
+    homes += [home for home in map(embedded_home.place_outside, (place, *place.rglob("*"))) if home.exists()]
     for home in homes:
         kill_server(home)
     shutil.rmtree(place)
@@ -59,7 +59,7 @@ def place() -> Iterator[Path]:
         shutil.rmtree(home, ignore_errors=True)
     if IS_ROOT and not outside:
         with suppress(OSError):
-            embedded.OUTSIDE.rmdir()
+            embedded_home.OUTSIDE.rmdir()
 
 
 @pytest.fixture
@@ -442,7 +442,7 @@ async def test_data_is_outside_when_only_root_may_enter(place: Path) -> None:
         async with run_embedded_server(directory) as dsn:
             value = await fetch(dsn, query)
 
-    home = embedded._place_outside(directory) if IS_ROOT else directory / "cluster"
+    home = embedded_home.place_outside(directory) if IS_ROOT else directory / "cluster"
     assert socket_directory(dsn) == home / "socket"
     assert value == 42
     assert mode(directory.parent) == 0o700

@@ -66,8 +66,8 @@ async def test_four_processes_start_at_once_on_an_empty_database(empty_database_
         await asyncio.gather(*(server.kill() for server in servers))
 
 
-async def test_embedded_server_is_stopped_with_the_process_and_reused(tmp_path: Path) -> None:
-    server = Server({"DATABASE_URL": "", "DATA_DIR": str(tmp_path / "data")})
+async def test_embedded_server_is_stopped_with_the_process_and_reused(open_path: Path) -> None:
+    server = Server({"DATABASE_URL": "", "DATA_DIR": str(open_path / "data")})
     await server.start()
     try:
         async with httpx2.AsyncClient(base_url=server.url) as client:
@@ -75,7 +75,7 @@ async def test_embedded_server_is_stopped_with_the_process_and_reused(tmp_path: 
         server.send_signal(signal.SIGTERM)
         await server.wait()
 
-        left = list(tmp_path.rglob("postmaster.pid"))
+        left = list(open_path.rglob("postmaster.pid"))
         await server.start()
 
         assert left == []
@@ -87,10 +87,10 @@ async def test_embedded_server_is_stopped_with_the_process_and_reused(tmp_path: 
         await server.wait()
 
 
-async def test_a_restart_of_postgresql_is_survived(tmp_path: Path) -> None:
-    server = Server({"DATA_DIR": str(tmp_path / "data")})
+async def test_a_restart_of_postgresql_is_survived(open_path: Path) -> None:
+    server = Server({"DATA_DIR": str(open_path / "data")})
     try:
-        async with run_embedded_server(tmp_path / "postgres") as url:
+        async with run_embedded_server(open_path / "postgres") as url:
             server.environment["DATABASE_URL"] = url
             await server.start()
             async with load(server.url) as answers:
@@ -98,7 +98,7 @@ async def test_a_restart_of_postgresql_is_survived(tmp_path: Path) -> None:
                 await kill_postgres(url)
                 await wait_until(lambda: has_seen(answers.seen, "503"), seconds=30)
                 not_ready = await server.is_ready()
-        async with run_embedded_server(tmp_path / "postgres") as url:
+        async with run_embedded_server(open_path / "postgres") as url:
             await wait_until(server.is_ready, seconds=30)
             async with httpx2.AsyncClient(base_url=server.url) as client:
                 after = await client.post("/predict", json={"features": [1, 2, 3, 4, 5]})
@@ -169,6 +169,19 @@ async def test_start_with_a_missing_database_ends_in_one_line(server: Server, da
     assert "Traceback" not in server.log.decode()
 
 
+async def test_start_with_a_postgresql_that_is_too_old_ends_in_one_line(server: Server) -> None:
+    async with await asyncio.start_server(pretend_to_be_postgresql_14, "127.0.0.1", 0) as old:
+        port = old.sockets[0].getsockname()[1]
+        server.environment["DATABASE_URL"] = f"postgresql://user:geheim@127.0.0.1:{port}/mlops?sslmode=disable"
+
+        await server.start(wait=False)
+        status = await server.wait()
+
+    assert status == 3
+    assert f"error: PostgreSQL at 127.0.0.1:{port}/mlops is version 14, which is too old" in server.log.decode()
+    assert "Traceback" not in server.log.decode()
+
+
 async def test_start_without_migration_is_not_ready_until_somebody_migrates(empty_database_url: str) -> None:
     server = Server({"DATABASE_URL": empty_database_url, "MIGRATE_ON_START": "false"})
     try:
@@ -210,3 +223,17 @@ async def kill_postgres(url: str) -> None:
     await connection.close()
     pid = int((Path(directory) / "postmaster.pid").read_text().splitlines()[0])
     os.kill(pid, signal.SIGQUIT)
+
+
+async def pretend_to_be_postgresql_14(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Speak as much of PostgreSQL's protocol as a connection needs: no release that old can be installed here."""
+
+    def message(kind: bytes, body: bytes) -> bytes:
+        return kind + (len(body) + 4).to_bytes(4) + body
+
+    await reader.readexactly(int.from_bytes(await reader.readexactly(4)) - 4)
+    writer.write(message(b"R", bytes(4)) + message(b"S", b"server_version\x0014.9\x00"))
+    writer.write(message(b"S", b"client_encoding\x00UTF8\x00") + message(b"Z", b"I"))
+    await writer.drain()
+    await reader.readexactly(5)  # the client's goodbye
+    writer.close()

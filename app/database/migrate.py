@@ -9,8 +9,8 @@ from typing import Literal
 
 import asyncpg
 
-from app.database.pool import CONNECT_TIMEOUT_SECONDS, Connection
-from app.database.queries import read_schema_revision
+from app.database.pool import CONNECT_TIMEOUT_SECONDS
+from app.database.queries import Connection, read_schema_revision
 from app.errors import StartupError
 from app.settings import BUNDLED_DIR
 
@@ -42,7 +42,7 @@ async def prepare_schema(url: str, *, migrate: bool) -> SchemaState:
     try:
         state = await read_schema_state(connection)
     finally:
-        await connection.close()
+        await connection.close(timeout=CONNECT_TIMEOUT_SECONDS)
     if state == "ahead":
         logger.warning("the database schema is newer than this release (%s)", find_head_revision())
     elif state == "behind" and not migrate:

@@ -9,15 +9,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import asyncpg
-from asyncpg.pool import PoolConnectionProxy
 
 from app.database.embedded import run_embedded_server
+from app.database.queries import Connection
 from app.errors import StartupError, UnavailableError
 
 logger = logging.getLogger(__name__)
-
-Connection = asyncpg.Connection | PoolConnectionProxy
-"""A connection of its own, or one that a pool has lent."""
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 """For one attempt to connect; PostgreSQL on the same network answers in milliseconds."""
@@ -94,7 +91,7 @@ async def check_server(url: str) -> None:
     except ConnectionFailure as error:
         raise StartupError(describe_connection_error(url, error)) from error
     version = connection.get_server_version()
-    await connection.close()
+    await connection.close(timeout=CONNECT_TIMEOUT_SECONDS)
     if version.major < OLDEST_VERSION:
         raise StartupError(
             f"PostgreSQL at {describe_server(url)} is version {version.major}, which is too old: "

@@ -8,7 +8,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from app.database.pool import Connection
+from app.database.queries import Connection
 from app.prediction_log.record import Record
 
 INSERT_RECORDS = """

@@ -10,7 +10,7 @@ import asyncpg
 import msgspec
 
 from app import metrics
-from app.database.pool import Connection
+from app.database.queries import Connection
 from app.quality import queries
 
 Outcome = Literal["new", "unchanged", "corrected", "withdrawn", "pending", "expired", "rejected"]

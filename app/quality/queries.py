@@ -7,7 +7,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from app.database.pool import Connection
+from app.database.queries import Connection
 
 FIND_BY_ID = """
 SELECT wanted.position, p.prediction_id, p.created_at, v.classes

