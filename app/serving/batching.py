@@ -1,6 +1,7 @@
 """Waiting requests become one run: a batch forms while the previous one runs, a lone request runs at once."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -8,8 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.errors import UnavailableError
+from app.errors import InvalidRequestError, UnavailableError
 from app.serving.model import Float32, Model, Scores
+
+logger = logging.getLogger(__name__)
 
 INLINE_SECONDS = 0.0005
 """A run predicted to be shorter blocks the event loop instead of visiting the thread, which costs about 0.1 ms."""
@@ -19,6 +22,10 @@ MAX_WAITING_ROWS = 50_000
 
 MAX_RUN_ROWS = 4_096
 """Requests join a run up to this many rows, so that one run stays short; one larger request runs alone."""
+
+
+class ScoringError(InvalidRequestError):
+    """The graph fails on the rows of this request, by themselves."""
 
 
 class OverloadedError(UnavailableError):
@@ -43,7 +50,7 @@ class Batcher:
 
     async def score(self, features: Float32) -> Scores:
         """Score float32 (n, n_features) together with whatever else waits now."""
-        if self._waiting_rows + len(features) > MAX_WAITING_ROWS:
+        if self._waiting and self._waiting_rows + len(features) > MAX_WAITING_ROWS:
             raise OverloadedError("too many rows wait to be scored")
         loop = asyncio.get_running_loop()
         waiting = _Waiting(features, loop.create_future())
@@ -103,7 +110,10 @@ def _score_batch(model: Model, batch: list[_Waiting]) -> list[Scores | Exception
             return [model.score(batch[0].features)]
         scores = model.score(np.concatenate([waiting.features for waiting in batch]))
     except Exception as error:  # onnxruntime's errors share no class below this one
-        return [error] if len(batch) == 1 else [_score_batch(model, [waiting])[0] for waiting in batch]
+        if len(batch) > 1:
+            return [_score_batch(model, [waiting])[0] for waiting in batch]
+        logger.warning("model %s version %s failed on a request: %s", model.name, model.version, error)
+        return [ScoringError("the model fails on this input")]
     parts: list[Scores | Exception] = []
     start = 0
     for waiting in batch:

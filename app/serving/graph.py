@@ -5,10 +5,20 @@ carry the `onnx` package and its compiler-generated classes (40 MiB of memory, 0
 Field numbers: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-MODEL_GRAPH, GRAPH_NODE, NODE_ATTRIBUTE = 7, 1, 5
+MODEL_GRAPH, NODE_ATTRIBUTE = 7, 5
+GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_OUTPUT = 1, 5, 12
+VALUE_NAME = 1
+NODE_INPUT, NODE_OUTPUT, NODE_OPERATOR = 1, 2, 4
 ATTRIBUTE_NAME, ATTRIBUTE_INTS, ATTRIBUTE_STRINGS = 1, 8, 9
+TENSOR_INT32S, TENSOR_STRINGS, TENSOR_INT64S, TENSOR_NAME = 5, 6, 7, 8
+
+FORWARDING = frozenset({b"Cast", b"Identity", b"Reshape", b"Flatten", b"Squeeze"})
+"""Operators that pass labels on: the classes are those of the node before."""
+
+SELECTING = frozenset({b"ArrayFeatureExtractor", b"Gather"})
+"""Operators that pick each row's label from the array of classes, their first input."""
 
 CLASS_ATTRIBUTES = frozenset(
     {b"classlabels_int64s", b"classlabels_ints", b"classlabels_strings", b"classlabels_strings_list"}
@@ -16,34 +26,75 @@ CLASS_ATTRIBUTES = frozenset(
 """Where ai.onnx.ml's TreeEnsembleClassifier, LinearClassifier, SVMClassifier and ZipMap keep their classes."""
 
 
-def read_classes(model: bytes) -> tuple[int, ...] | tuple[str, ...] | None:
-    """Return the classes, in the order of the probabilities, of the last node that names them; None if none does.
+Classes = tuple[int, ...] | tuple[str, ...]
 
-    Raises ValueError when `model` is no protocol buffer.
+
+def read_classes(model: bytes) -> Classes | None:
+    """Return the classes, in the order of the probabilities, of the node that makes the answer; None if none tells.
+
+    Classifiers inside an ensemble do not count: they may number its classes. Raises ValueError when `model` is no
+    protocol buffer.
     """
-    found: tuple[int, ...] | tuple[str, ...] | None = None
     for graph in _bytes_fields(memoryview(model), MODEL_GRAPH):
-        for node in _bytes_fields(graph, GRAPH_NODE):
-            for attribute in _bytes_fields(node, NODE_ATTRIBUTE):
-                found = _read_class_attribute(attribute) or found
-    return found
+        nodes = list(_bytes_fields(graph, GRAPH_NODE))
+        outputs = [name for output in _bytes_fields(graph, GRAPH_OUTPUT) for name in _texts(output, VALUE_NAME)]
+        for name in outputs:
+            if classes := _follow(name, nodes, graph):
+                return classes
+        if len(outputs) == 1:  # probabilities alone: nothing but the last classifier can have made them
+            return _first(_read_class_attributes(node) for node in reversed(nodes))
+    return None
 
 
-def _read_class_attribute(attribute: memoryview) -> tuple[int, ...] | tuple[str, ...] | None:
-    fields = list(_fields(attribute))
-    names = [bytes(value) for number, value in fields if number == ATTRIBUTE_NAME and isinstance(value, memoryview)]
-    if not CLASS_ATTRIBUTES.intersection(names):
+def _follow(name: bytes, nodes: list[memoryview], graph: memoryview) -> Classes | None:
+    """Follow an output back to the node that makes it: a classifier's label, a ZipMap, or a choice from an array."""
+    for node in reversed(nodes):  # a node stands behind those that make its inputs
+        if name not in _texts(node, NODE_OUTPUT)[:1]:
+            continue
+        operator, inputs = _texts(node, NODE_OPERATOR)[:1], _texts(node, NODE_INPUT)
+        if FORWARDING.intersection(operator) and inputs:
+            name = inputs[0]
+        elif SELECTING.intersection(operator) and inputs:
+            return _read_initializer(graph, inputs[0])
+        else:
+            return _read_class_attributes(node)
+    return None
+
+
+def _read_initializer(graph: memoryview, name: bytes) -> Classes | None:
+    for tensor in _bytes_fields(graph, GRAPH_INITIALIZER):
+        if name in _texts(tensor, TENSOR_NAME):
+            texts = tuple(text.decode() for text in _texts(tensor, TENSOR_STRINGS))
+            return texts or tuple(_integers(tensor, TENSOR_INT32S, TENSOR_INT64S)) or None
+    return None
+
+
+def _read_class_attributes(node: memoryview) -> Classes | None:
+    return _first(_read_class_attribute(attribute) for attribute in _bytes_fields(node, NODE_ATTRIBUTE))
+
+
+def _first(candidates: Iterable[Classes | None]) -> Classes | None:
+    return next((classes for classes in candidates if classes), None)
+
+
+def _read_class_attribute(attribute: memoryview) -> Classes | None:
+    name = next(_bytes_fields(attribute, ATTRIBUTE_NAME), None)  # the first field: the others may be millions
+    if name is None or bytes(name) not in CLASS_ATTRIBUTES:
         return None
-    texts = [
-        bytes(value).decode()
-        for number, value in fields
-        if number == ATTRIBUTE_STRINGS and isinstance(value, memoryview)
-    ]
+    texts = tuple(text.decode() for text in _texts(attribute, ATTRIBUTE_STRINGS))
+    return texts or tuple(_integers(attribute, ATTRIBUTE_INTS)) or None
+
+
+def _texts(message: memoryview, wanted: int) -> list[bytes]:
+    return [bytes(value) for value in _bytes_fields(message, wanted)]
+
+
+def _integers(message: memoryview, *wanted: int) -> list[int]:
     integers: list[int] = []
-    for number, value in fields:
-        if number == ATTRIBUTE_INTS:
+    for number, value in _fields(message):
+        if number in wanted:
             integers += [value] if isinstance(value, int) else _packed_integers(value)
-    return tuple(texts) or tuple(value - (1 << 64) if value >> 63 else value for value in integers) or None
+    return [value - (1 << 64) if value >> 63 else value for value in integers]
 
 
 def _bytes_fields(message: memoryview, wanted: int) -> Iterator[memoryview]:

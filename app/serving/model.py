@@ -111,11 +111,15 @@ class Model:
         started = time.perf_counter()
         try:
             scores = self._score(features)
+        except KeyError as error:
+            raise StartupError(f"the graph answers {error}, the classes are {list(self.signature.classes)}") from error
         except Exception as error:  # onnxruntime's errors share no class below this one
             raise StartupError(f"a run on {len(features)} rows of zeros failed: {_first_line(error)}") from error
         expected = (len(features), len(self.signature.classes))
         if scores.probabilities.shape != expected:
             raise StartupError(f"probabilities have the shape {scores.probabilities.shape}, expected is {expected}")
+        if scores.predicted.shape != expected[:1]:
+            raise StartupError(f"labels have the shape {scores.predicted.shape}, expected is {expected[:1]}")
         return time.perf_counter() - started
 
 
@@ -136,14 +140,12 @@ def _open_session(content: bytes) -> Any:
 def _read_signature(session: Any, content: bytes) -> Signature:
     try:
         graph_classes = read_classes(content)
-    except ValueError as error:
+        inputs = tuple(Tensor(node.name, node.type, tuple(node.shape)) for node in session.get_inputs())
+        outputs = tuple(Tensor(node.name, node.type, tuple(node.shape)) for node in session.get_outputs())
+        metadata = session.get_modelmeta().custom_metadata_map
+    except ValueError as error:  # onnxruntime checks no text: UnicodeDecodeError
         raise StartupError(f"not a readable ONNX file: {error}") from error
-    return read_signature(
-        tuple(Tensor(node.name, node.type, tuple(node.shape)) for node in session.get_inputs()),
-        tuple(Tensor(node.name, node.type, tuple(node.shape)) for node in session.get_outputs()),
-        session.get_modelmeta().custom_metadata_map,
-        graph_classes,
-    )
+    return read_signature(inputs, outputs, metadata, graph_classes)
 
 
 def _first_line(error: BaseException) -> str:

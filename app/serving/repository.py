@@ -29,7 +29,7 @@ class ModelRepository:
 
     def get(self, name: str | None = None, version: str | None = None) -> Model:
         """Return the model asked for: by default the default model's highest version."""
-        versions = self.models.get(name or self.default_model)
+        versions = self.models.get(self.default_model if name is None else name)
         if versions is None:
             raise UnknownModelError(f"no such model; loaded are {', '.join(self.models)}")
         model = next(reversed(versions.values())) if version is None else versions.get(version)
@@ -60,7 +60,7 @@ def load_repository(directory: Path, default_model: str | None) -> ModelReposito
 def _load(file: Path) -> Model:
     name, version = file.parent.parent.name, file.parent.name
     if not NAME.fullmatch(name) or not NAME.fullmatch(version):
-        raise StartupError(f"{file}: names and versions are letters, digits, '.', '_', '-', up to 100")
+        raise StartupError(f"{str(file)!r}: names and versions are letters, digits, '.', '_', '-', up to 100")
     try:
         model = Model(name, version, file.read_bytes())
     except StartupError as error:

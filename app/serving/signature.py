@@ -100,8 +100,12 @@ def _read_classes(
     classes: tuple[ClassName, ...]
     if "classes" in metadata:
         classes = _read_names(metadata, "classes")
+        if graph_classes is not None and label_output is not None and set(classes) != set(graph_classes):
+            raise StartupError(f'metadata "classes" is {list(classes)}, the graph\'s are {list(graph_classes)}')
     elif graph_classes is not None:
         classes = graph_classes
+        if not all(_is_name(name) for name in classes):
+            raise StartupError(f'a class in the graph is no printable text up to {NAME_LIMIT}, add metadata "classes"')
     elif label_output is None and isinstance(width, int):
         classes = tuple(range(width))
     else:
@@ -110,9 +114,10 @@ def _read_classes(
         raise StartupError(f"classes are {list(classes)}, supported are two or more different ones")
     if isinstance(width, int) and width != len(classes):
         raise StartupError(f"{len(classes)} classes are named for {width} columns of probabilities")
-    label_type = {"tensor(int64)": int, "tensor(string)": str}.get(label_output.type if label_output else "")
+    graph_type = label_output.type if label_output else ""
+    label_type = {"tensor(int64)": int, "tensor(string)": str}.get(graph_type)
     if label_type is not None and not all(isinstance(name, label_type) for name in classes):
-        raise StartupError(f"classes are {list(classes)}, but the graph's labels are {label_output}")
+        raise StartupError(f"classes are {list(classes)}, but the graph's labels are {graph_type}")
     return classes
 
 

@@ -1,0 +1,271 @@
+"""Batching with a real model: what joins a run, who gets which rows, and what a fault or a full queue does."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from prometheus_client import REGISTRY
+
+from app.errors import UnavailableError
+from app.serving.batching import INLINE_SECONDS, MAX_RUN_ROWS, MAX_WAITING_ROWS, Batcher, OverloadedError, open_batchers
+from app.serving.model import Float32, Model, Scores
+from tests.onnx_models import build_echo, build_fragile, build_slow
+
+LABELS = {"model": "metered", "model_version": "1"}
+INLINE, IN_THREAD = 0.0, 1.0
+"""Predicted times of a run, in seconds, that choose the event loop or the thread."""
+
+
+class WatchedModel(Model):
+    """A real model that notes the rows of its runs; its time is predicted as told, and runs can be held back."""
+
+    def __init__(self, content: bytes, seconds: float) -> None:
+        super().__init__("watched", "1", content)
+        self._seconds_per_run, self._seconds_per_row = seconds, 0.0
+        self.runs: list[int] = []
+        self.started, self.gate = threading.Event(), threading.Event()
+        self.gate.set()
+
+    def score(self, features: Float32) -> Scores:
+        self.runs.append(len(features))
+        self.started.set()
+        assert self.gate.wait(timeout=10), "the run was held back too long"
+        return super().score(features)
+
+
+@pytest.fixture
+async def executor() -> AsyncIterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        yield executor
+
+
+def make_rows(count: int, first: float = 0.0) -> Float32:
+    """Make rows float32 (count, 2), no two of them alike for different `first`."""
+    column = first + np.arange(count, dtype=np.float32)
+    return np.stack([column, -column], axis=1).astype(np.float32)
+
+
+async def submit(batcher: Batcher, *requests: Float32) -> "list[asyncio.Task[Scores]]":
+    """Start scoring these requests, as if they had arrived in one poll of the loop."""
+    tasks = [asyncio.create_task(batcher.score(features)) for features in requests]
+    await asyncio.sleep(0)  # each has run up to its place in the queue
+    return tasks
+
+
+async def wait_until_held(model: WatchedModel) -> None:
+    """Wait until a run is in the thread, held back by the closed gate."""
+    assert await asyncio.to_thread(model.started.wait, 10)
+
+
+@pytest.mark.parametrize("seconds", [INLINE, IN_THREAD], ids=["inline", "thread"])
+async def test_requests_become_one_run_when_they_arrive_together(executor: ThreadPoolExecutor, seconds: float) -> None:
+    model = WatchedModel(build_echo(2), seconds)
+    batcher = Batcher(model, executor)
+
+    await asyncio.gather(*(batcher.score(make_rows(1, index)) for index in range(20)))
+
+    assert model.runs == [20]
+
+
+@pytest.mark.parametrize("seconds", [INLINE, IN_THREAD], ids=["inline", "thread"])
+async def test_each_request_gets_its_rows_when_sizes_differ(executor: ThreadPoolExecutor, seconds: float) -> None:
+    model = WatchedModel(build_echo(2), seconds)
+    batcher = Batcher(model, executor)
+    requests = [make_rows(size, 100.0 * index) for index, size in enumerate([1, 7, 2, 1, 30])]
+
+    answers = await asyncio.gather(*(batcher.score(features) for features in requests))
+
+    assert model.runs == [41]
+    for features, answer in zip(requests, answers, strict=True):
+        np.testing.assert_array_equal(answer.probabilities, features)
+        np.testing.assert_array_equal(answer.predicted, features.argmax(axis=1))
+        np.testing.assert_array_equal(answer.scores, features[:, 1])
+
+
+async def test_metric_counts_one_run_when_requests_arrive_together(executor: ThreadPoolExecutor) -> None:
+    batcher = Batcher(Model("metered", "1", build_echo(2)), executor)
+
+    await asyncio.gather(*(batcher.score(make_rows(3)) for _ in range(4)))
+
+    assert REGISTRY.get_sample_value("inference_batch_rows_count", LABELS) == 1
+    assert REGISTRY.get_sample_value("inference_batch_rows_sum", LABELS) == 12
+    assert REGISTRY.get_sample_value("inference_seconds_count", LABELS) == 1
+
+
+async def test_lone_request_runs_at_once(executor: ThreadPoolExecutor) -> None:
+    model = WatchedModel(build_echo(2), INLINE)
+    (task,) = await submit(Batcher(model, executor), make_rows(1))
+
+    await asyncio.sleep(0)  # the turn of the loop in which it runs: no timer, no thread
+
+    assert model.runs == [1]
+    await task
+
+
+async def test_requests_run_one_by_one_when_they_arrive_one_by_one(executor: ThreadPoolExecutor) -> None:
+    model = WatchedModel(build_echo(2), INLINE)
+    batcher = Batcher(model, executor)
+
+    for index in range(3):
+        await batcher.score(make_rows(1, index))
+
+    assert model.runs == [1, 1, 1]
+
+
+async def test_runs_stay_short_when_many_rows_wait(executor: ThreadPoolExecutor) -> None:
+    model = WatchedModel(build_echo(2), INLINE)
+    batcher = Batcher(model, executor)
+
+    await asyncio.gather(*(batcher.score(make_rows(size)) for size in [3000, 1096, 1, MAX_RUN_ROWS + 1, 5]))
+
+    assert model.runs == [MAX_RUN_ROWS, 1, MAX_RUN_ROWS + 1, 5]
+
+
+async def test_others_are_answered_when_a_waiter_is_cancelled_before_the_run(executor: ThreadPoolExecutor) -> None:
+    model = WatchedModel(build_echo(2), INLINE)
+    first, second, third = await submit(Batcher(model, executor), *(make_rows(1, index) for index in range(3)))
+
+    second.cancel()
+    answers = await asyncio.gather(first, third)
+
+    assert [answer.scores.tolist() for answer in answers] == [[0.0], [-2.0]]
+    assert model.runs == [2]
+
+
+async def test_others_are_answered_when_a_waiter_is_cancelled_during_the_run(executor: ThreadPoolExecutor) -> None:
+    model = WatchedModel(build_echo(2), IN_THREAD)
+    model.gate.clear()
+    first, second, third = await submit(Batcher(model, executor), *(make_rows(1, index) for index in range(3)))
+    await wait_until_held(model)
+
+    second.cancel()
+    model.gate.set()
+    answers = await asyncio.gather(first, third)
+
+    assert [answer.scores.tolist() for answer in answers] == [[0.0], [-2.0]]
+
+
+async def test_cancelled_request_is_not_run_when_it_only_waited(executor: ThreadPoolExecutor) -> None:
+    model = WatchedModel(build_echo(2), IN_THREAD)
+    model.gate.clear()
+    batcher = Batcher(model, executor)
+    (running,) = await submit(batcher, make_rows(1))
+    await wait_until_held(model)
+    (waiting,) = await submit(batcher, make_rows(2))
+
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    model.gate.set()
+    await running
+    await batcher.score(make_rows(5))
+
+    assert model.runs == [1, 5]
+
+
+async def test_only_the_request_at_fault_fails_when_its_width_is_wrong(executor: ThreadPoolExecutor) -> None:
+    model = WatchedModel(build_echo(2), INLINE)
+    tasks = await submit(Batcher(model, executor), make_rows(1, 1), np.zeros((1, 3), np.float32), make_rows(2, 5))
+
+    first, wrong, last = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert isinstance(wrong, Exception)
+    assert isinstance(first, Scores)
+    assert isinstance(last, Scores)
+    assert (first.scores.tolist(), last.scores.tolist()) == ([-1.0], [-5.0, -6.0])
+
+
+@pytest.mark.parametrize("seconds", [INLINE, IN_THREAD], ids=["inline", "thread"])
+async def test_only_the_request_at_fault_fails_when_the_graph_refuses_its_row(
+    executor: ThreadPoolExecutor, seconds: float
+) -> None:
+    model = WatchedModel(build_fragile(), seconds)
+    tasks = await submit(Batcher(model, executor), make_rows(1, 1), make_rows(1, 99), make_rows(1, 2))
+
+    first, refused, last = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert isinstance(refused, Exception)
+    assert isinstance(first, Scores)
+    assert isinstance(last, Scores)
+    assert (first.scores.tolist(), last.scores.tolist()) == ([-1.0], [-2.0])
+
+
+async def test_next_request_is_answered_when_the_run_before_it_failed(executor: ThreadPoolExecutor) -> None:
+    batcher = Batcher(WatchedModel(build_fragile(), INLINE), executor)
+    await asyncio.gather(*await submit(batcher, make_rows(1, 99)), return_exceptions=True)
+
+    answer = await batcher.score(make_rows(1, 3))
+
+    assert answer.scores.tolist() == [-3.0]
+
+
+async def test_request_is_refused_when_too_many_rows_wait(executor: ThreadPoolExecutor) -> None:
+    batcher = Batcher(WatchedModel(build_echo(2), INLINE), executor)
+    waiting = await submit(batcher, *[make_rows(MAX_WAITING_ROWS // 10)] * 10)
+
+    with pytest.raises(OverloadedError) as refusal:
+        await batcher.score(make_rows(1))
+
+    assert isinstance(refusal.value, UnavailableError)
+    assert (refusal.value.status, refusal.value.headers["Retry-After"]) == (503, "1")
+    assert [len(answer.scores) for answer in await asyncio.gather(*waiting)] == [MAX_WAITING_ROWS // 10] * 10
+
+
+async def test_requests_are_taken_again_when_the_queue_has_drained(executor: ThreadPoolExecutor) -> None:
+    batcher = Batcher(WatchedModel(build_echo(2), INLINE), executor)
+
+    for _ in range(3):
+        tasks = await submit(batcher, *[make_rows(MAX_WAITING_ROWS // 2)] * 2)
+        tasks[0].cancel()
+        await tasks[1]
+
+    assert len((await batcher.score(make_rows(1))).scores) == 1
+
+
+async def test_request_is_taken_when_it_alone_exceeds_the_bound(executor: ThreadPoolExecutor) -> None:
+    batcher = Batcher(WatchedModel(build_echo(2), INLINE), executor)
+
+    answer = await batcher.score(make_rows(100_000))  # what MAX_BATCH_ROWS may be set to
+
+    assert len(answer.scores) == 100_000
+
+
+async def test_a_batch_forms_when_a_run_is_under_way(executor: ThreadPoolExecutor) -> None:
+    model = WatchedModel(build_echo(2), IN_THREAD)
+    model.gate.clear()
+    batcher = Batcher(model, executor)
+    first = await submit(batcher, make_rows(1))
+    await wait_until_held(model)
+
+    later = await submit(batcher, *(make_rows(1, index) for index in range(1, 11)))
+    model.gate.set()
+    answers = await asyncio.gather(*first, *later)
+
+    assert model.runs == [1, 10]
+    assert [answer.scores.tolist() for answer in answers] == [[-float(index)] for index in range(11)]
+
+
+async def test_event_loop_turns_when_a_slow_model_runs(executor: ThreadPoolExecutor) -> None:
+    model = Model("slow", "1", build_slow())
+    (task,) = await submit(Batcher(model, executor), make_rows(64))
+
+    turns = 0
+    while not task.done():
+        await asyncio.sleep(0)
+        turns += 1
+
+    assert model.predict_seconds(64) > INLINE_SECONDS
+    assert turns > 20  # a run on the loop is over after three
+    np.testing.assert_array_equal((await task).probabilities, make_rows(64))
+
+
+async def test_no_thread_is_left_when_the_batchers_close() -> None:
+    models: list[Model] = [WatchedModel(build_echo(2), IN_THREAD), WatchedModel(build_echo(2), IN_THREAD)]
+
+    async with open_batchers(models) as batchers:
+        answers = await asyncio.gather(*(batchers[model].score(make_rows(1, 4)) for model in models))
+
+    assert [answer.scores.tolist() for answer in answers] == [[-4.0], [-4.0]]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("onnxruntime")]

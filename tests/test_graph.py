@@ -1,0 +1,114 @@
+"""Classes read from the bytes of an ONNX file, against the `onnx` package, and from bytes that are broken."""
+
+import random
+import time
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper
+
+from app.serving.graph import CLASS_ATTRIBUTES, read_classes
+from tests.onnx_models import Classes, build_echo, build_graph, build_linear, convert, declare
+
+CONTENTS: dict[str, Callable[[], bytes]] = {
+    "integers": lambda: build_linear((1, -2, 2**62)),
+    "texts": lambda: build_linear(("ash", "größe", "")),
+    "zipmap": lambda: convert("logistic", ("no", "yes"), zipmap=True),
+    "forest": lambda: convert("forest", (1, 2, 3)),
+    "forest with zipmap": lambda: convert("forest", ("a", "b", "c"), zipmap=True),
+}
+
+each_content = pytest.mark.parametrize("build", CONTENTS.values(), ids=CONTENTS)
+each_small_content = pytest.mark.parametrize("build", list(CONTENTS.values())[:3], ids=list(CONTENTS)[:3])
+
+
+def read_with_onnx(content: bytes) -> Classes:
+    """Return the classes of the last node that names them, as the `onnx` package reads them."""
+    names = {name.decode() for name in CLASS_ATTRIBUTES}
+    nodes = onnx.load_from_string(content).graph.node
+    attributes = [attribute for node in nodes for attribute in node.attribute if attribute.name in names]
+    return tuple(attributes[-1].ints) or tuple(text.decode() for text in attributes[-1].strings)
+
+
+@each_content
+def test_classes_are_those_that_onnx_reads(build: Callable[[], bytes]) -> None:
+    content = build()
+
+    assert read_classes(content) == read_with_onnx(content)
+
+
+def test_packed_integers_are_read_as_onnx_does() -> None:
+    # Other writers than Python's pack repeated integers into one field: number 8, wire type 2, 3 bytes: 1, 150.
+    content = build_linear((1, 150))
+    packed = content.replace(bytes([0x40, 1, 0x40, 0x96, 1]), bytes([0x42, 3, 1, 0x96, 1]))
+
+    assert packed != content
+    assert read_classes(packed) == read_with_onnx(packed) == (1, 150)
+
+
+@pytest.mark.parametrize("content", [b"", build_echo()], ids=["empty", "no classifier"])
+def test_nothing_is_read_when_no_node_names_classes(content: bytes) -> None:
+    assert read_classes(content) is None
+
+
+def test_reading_is_quick_when_the_trees_are_large() -> None:
+    node = helper.make_node("TreeEnsembleClassifier", ["x"], ["y", "p"], domain="ai.onnx.ml")
+    values = node.attribute.add(name="nodes_values", type=onnx.AttributeProto.FLOATS)
+    values.floats.extend(np.zeros(2_000_000).tolist())
+    node.attribute.append(helper.make_attribute("classlabels_int64s", [5, 6]))
+    content = build_graph([node], [declare("p", None, 2)], [declare("x", None, 2)])
+    started = time.perf_counter()
+
+    classes = read_classes(content)
+
+    assert classes == (5, 6)
+    assert time.perf_counter() - started < 0.5
+
+
+@each_small_content
+def test_reading_ends_or_refuses_when_the_file_is_cut_anywhere(build: Callable[[], bytes]) -> None:
+    content = build()
+
+    for size in range(len(content)):
+        read_or_refuse(content[:size])
+
+
+@each_small_content
+def test_reading_ends_or_refuses_when_bytes_are_changed(build: Callable[[], bytes]) -> None:
+    content = build()
+    chance = random.Random(0)
+    for _ in range(3_000):
+        changed = bytearray(content)
+        for _ in range(chance.randint(1, 4)):
+            changed[chance.randrange(len(changed))] = chance.choice([0, 0x7F, 0x80, 0xFF, chance.randrange(256)])
+        read_or_refuse(bytes(changed))
+
+
+@settings(max_examples=500, derandomize=True, deadline=None)
+@given(st.binary(max_size=200))
+def test_reading_ends_or_refuses_when_the_bytes_are_any(content: bytes) -> None:
+    read_or_refuse(content)
+
+
+@settings(max_examples=500, derandomize=True, deadline=None)
+@given(st.binary(max_size=60))
+def test_reading_ends_or_refuses_when_the_class_attribute_is_any(tail: bytes) -> None:
+    name = b"classlabels_ints"
+    attribute = b"\x0a" + bytes([len(name)]) + name + tail
+    node = b"\x2a" + bytes([len(attribute)]) + attribute
+    graph = b"\x0a" + bytes([len(node)]) + node
+
+    read_or_refuse(b"\x3a" + bytes([len(graph)]) + graph)
+
+
+def read_or_refuse(content: bytes) -> None:
+    """Read the classes; refusing with ValueError is as good, any other error or type is not."""
+    try:
+        classes = read_classes(content)
+    except ValueError:
+        return
+    assert classes is None or {type(name) for name in classes} in ({int}, {str})

@@ -1,0 +1,213 @@
+"""Models that cannot be served stop the start with one line that names the file and what is wrong with it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from app.errors import StartupError
+from app.serving.repository import load_repository
+from tests.onnx_models import (
+    add_metadata,
+    build_contrary,
+    build_echo,
+    build_echo_with_label,
+    build_external,
+    build_graph,
+    build_linear,
+    convert,
+    declare,
+    write_model,
+)
+
+IDENTITY = helper.make_node("Identity", ["x"], ["p"])
+CONSTANT_LABEL = helper.make_node(
+    "Constant", [], ["y"], value=numpy_helper.from_array(np.array([1], dtype=np.int64), "value")
+)
+
+
+def read_refusal(tmp_path: Path, content: bytes) -> str:
+    """Start on this one file; return why it is refused, having checked that it is one line which names the file."""
+    file = write_model(tmp_path, content)
+    with pytest.raises(StartupError) as refusal:
+        load_repository(tmp_path, None)
+    line = str(refusal.value)
+    assert line.startswith(f"{file}: ")
+    assert line.isprintable()
+    assert len(line) < len(str(file)) + 1000
+    return line.removeprefix(f"{file}: ")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0" * 100, b"PK\x03\x04 a zip file", b"not a model " * 50, build_echo()[:-10]],
+    ids=["empty", "zeros", "zip", "text", "truncated"],
+)
+def test_start_is_refused_when_the_file_is_no_onnx(tmp_path: Path, content: bytes) -> None:
+    assert "onnxruntime cannot load it" in read_refusal(tmp_path, content)
+
+
+def test_start_is_refused_when_a_trained_model_is_cut_within_its_graph(tmp_path: Path) -> None:
+    content = convert("logistic", ("no", "yes"))
+
+    for index, size in enumerate(np.linspace(1, len(content) * 9 // 10, 40, dtype=int).tolist()):
+        read_refusal(tmp_path / str(index), content[:size])
+
+
+INPUTS = {
+    "two": [declare("x", None, 3), declare("z", None, 3)],
+    "int64": [declare("x", None, 3, type_=TensorProto.INT64)],
+    "double": [declare("x", None, 3, type_=TensorProto.DOUBLE)],
+    "text": [declare("x", None, 3, type_=TensorProto.STRING)],
+    "rank 1": [declare("x", None)],
+    "rank 3": [declare("x", None, 3, 3)],
+}
+
+
+@pytest.mark.parametrize("inputs", INPUTS.values(), ids=INPUTS)
+def test_start_is_refused_when_the_input_is_no_float_matrix(tmp_path: Path, inputs: list[onnx.ValueInfoProto]) -> None:
+    first = inputs[0].type.tensor_type
+    output = onnx.ValueInfoProto(name="p", type=onnx.TypeProto(tensor_type=first))
+    content = build_graph([IDENTITY], [output], inputs)
+
+    assert "supported is one tensor(float) of shape [N, features]" in read_refusal(tmp_path, content)
+
+
+OUTPUTS: dict[str, Callable[[], bytes]] = {
+    "double": lambda: build_graph(
+        [helper.make_node("Cast", ["x"], ["p"], to=TensorProto.DOUBLE)],
+        [declare("p", None, 3, type_=TensorProto.DOUBLE)],
+        [declare("x", None, 3)],
+    ),
+    "label alone": lambda: build_graph(
+        [helper.make_node("ArgMax", ["x"], ["y"], axis=1, keepdims=0)],
+        [declare("y", None, type_=TensorProto.INT64)],
+        [declare("x", None, 3)],
+    ),
+    "two matrices": lambda: build_graph(
+        [IDENTITY, helper.make_node("Neg", ["x"], ["q"])],
+        [declare("p", None, 3), declare("q", None, 3)],
+        [declare("x", None, 3)],
+    ),
+    "vector": lambda: build_graph(
+        [helper.make_node("ReduceMax", ["x"], ["p"], axes=[1], keepdims=0)],
+        [declare("p", None)],
+        [declare("x", None, 3)],
+    ),
+}
+
+
+@pytest.mark.parametrize("build", OUTPUTS.values(), ids=OUTPUTS)
+def test_start_is_refused_when_there_are_no_probabilities(tmp_path: Path, build: Callable[[], bytes]) -> None:
+    assert "supported is a label (int64 or string) with probabilities" in read_refusal(tmp_path, build())
+
+
+REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
+    "regressor": (lambda: convert("regression", (0, 1)), "supported are two or more"),
+    "one class": (lambda: build_echo(1, classes='["only"]'), "supported are two or more"),
+    "equal classes in the graph": (lambda: build_linear(("a", "a")), "supported are two or more different ones"),
+    "unknown classes": (lambda: build_contrary(3), 'add metadata "classes"'),
+    "free widths": (
+        lambda: build_graph([IDENTITY], [declare("p", None, "k")], [declare("x", None, "k")], classes="[0, 1]"),
+        'add metadata "feature_names"',
+    ),
+    "no features": (lambda: build_echo(0, classes="[0, 1]"), "0 columns"),
+    "width found at run time": (
+        lambda: build_graph(
+            [IDENTITY],
+            [declare("p", None, "k")],
+            [declare("x", None, "k")],
+            classes="[0, 1]",
+            feature_names='["a", "b", "c"]',
+        ),
+        "probabilities have the shape (1, 3), expected is (1, 2)",
+    ),
+    "fixed batch size": (
+        lambda: build_graph([IDENTITY], [declare("p", 1, 3)], [declare("x", 1, 3)]),
+        "a run on 64 rows of zeros failed",
+    ),
+    "one label for all rows": (lambda: build_echo_with_label(2, CONSTANT_LABEL, classes="[0, 1]"), "label"),
+    "integer label for text classes": (lambda: build_contrary(2, classes='["a", "b"]'), "labels are"),
+    "label that is no class": (lambda: build_contrary(2, classes="[1, 2]"), "class"),
+    "ZipMap without such a class": (
+        lambda: add_metadata(convert("forest", (1, 2, 3), zipmap=True), classes="[1, 2, 9]"),
+        "class",
+    ),
+    "file of external data": (build_external, "onnxruntime cannot load it"),
+}
+
+
+@pytest.mark.parametrize(("build", "reason"), REFUSED.values(), ids=REFUSED)
+def test_start_is_refused_when_the_graph_does_not_fit(tmp_path: Path, build: Callable[[], bytes], reason: str) -> None:
+    assert reason in read_refusal(tmp_path, build())
+
+
+LONG, NUL = "a" * 201, "a\0b"
+
+METADATA: dict[str, tuple[int, dict[str, str], str]] = {
+    "classes: no JSON": (3, {"classes": "[0, 1"}, '"classes" is not JSON'),
+    "classes: empty": (3, {"classes": ""}, '"classes" is not JSON'),
+    "classes: nested too deeply": (3, {"classes": "[" * 100_000}, '"classes" is not JSON'),
+    "classes: object": (3, {"classes": "{}"}, "not a JSON array"),
+    "classes: booleans": (2, {"classes": "[false, true]"}, "not a JSON array"),
+    "classes: fractions": (2, {"classes": "[0.5, 1.5]"}, "not a JSON array"),
+    "classes: mixed": (2, {"classes": '[0, "1"]'}, "mixes integers and texts"),
+    "classes: twice the same": (2, {"classes": "[1, 1]"}, "different ones"),
+    "classes: too few": (3, {"classes": "[0, 1]"}, "2 classes are named for 3 columns"),
+    "classes: too many": (3, {"classes": "[0, 1, 2, 3]"}, "4 classes are named for 3 columns"),
+    "classes: NUL": (2, {"classes": json.dumps([NUL, "c"])}, "not a JSON array"),
+    "classes: lone surrogate": (2, {"classes": r'["\ud800", "c"]'}, "not a JSON array"),
+    "classes: empty text": (2, {"classes": '["", "c"]'}, "not a JSON array"),
+    "classes: too long": (2, {"classes": json.dumps([LONG, "c"])}, "texts up to 200"),
+    "classes: too large": (2, {"classes": f"[0, {2**63}]"}, "not a JSON array"),
+    "classes: 5000 digits": (2, {"classes": f"[0, {'9' * 5000}]"}, '"classes" is not JSON'),
+    "feature_names: no JSON": (3, {"feature_names": "a,b,c"}, '"feature_names" is not JSON'),
+    "feature_names: too few": (3, {"feature_names": '["a", "b"]'}, "2 names for 3 features"),
+    "feature_names: too many": (3, {"feature_names": '["a", "b", "c", "d"]'}, "4 names for 3 features"),
+    "feature_names: none": (3, {"feature_names": "[]"}, "is empty"),
+    "feature_names: twice the same": (3, {"feature_names": '["a", "b", "a"]'}, "names a feature twice"),
+    "feature_names: NUL": (3, {"feature_names": json.dumps(["a", "b", NUL])}, "not a JSON array"),
+    "feature_names: too long": (3, {"feature_names": json.dumps(["a", "b", LONG])}, "texts up to 200"),
+    "positive_class: unknown": (2, {"positive_class": "2"}, "the classes are [0, 1]"),
+    "positive_class: no JSON": (2, {"positive_class": "yes"}, '"positive_class" is not JSON'),
+    "positive_class: boolean": (2, {"positive_class": "true"}, "the classes are [0, 1]"),
+    "positive_class: of three": (3, {"positive_class": "1"}, "is for two classes"),
+    "decision_threshold: too high": (2, {"decision_threshold": "1.01"}, "allowed is 0 to 1"),
+    "decision_threshold: negative": (2, {"decision_threshold": "-0.1"}, "allowed is 0 to 1"),
+    "decision_threshold: NaN": (2, {"decision_threshold": "nan"}, "no finite number"),
+    "decision_threshold: no number": (2, {"decision_threshold": "half"}, "no finite number"),
+    "decision_threshold: of three": (3, {"decision_threshold": "0.5"}, "for two classes"),
+    "missing_values: unknown": (2, {"missing_values": "yes"}, "allowed is refused or allowed"),
+    "training_f1: infinite": (2, {"training_f1": "inf"}, "no finite number"),
+}
+
+
+@pytest.mark.parametrize(("width", "metadata", "reason"), METADATA.values(), ids=METADATA)
+def test_start_is_refused_when_the_metadata_is_wrong(
+    tmp_path: Path, width: int, metadata: dict[str, str], reason: str
+) -> None:
+    assert reason in read_refusal(tmp_path, build_echo(width, **metadata))
+
+
+@pytest.mark.parametrize("name", [NUL, LONG, "", "a\nb"], ids=["NUL", "too long", "empty", "line break"])
+def test_start_is_refused_when_the_graph_has_a_class_that_cannot_be_stored(tmp_path: Path, name: str) -> None:
+    assert "class" in read_refusal(tmp_path, build_linear((name, "other")))
+
+
+BROKEN_TEXTS: dict[str, bytes] = {
+    "metadata": build_echo(description="TO BREAK"),
+    "dimension": build_graph([IDENTITY], [declare("p", None, 3)], [declare("x", "TO BREAK", 3)]),
+    "output": build_graph(
+        [helper.make_node("Identity", ["x"], ["TO BREAK"])], [declare("TO BREAK", None, 3)], [declare("x", None, 3)]
+    ),
+    "class": build_linear(("TO BREAK", "other")),
+}
+
+
+@pytest.mark.parametrize("content", BROKEN_TEXTS.values(), ids=BROKEN_TEXTS)
+def test_start_is_refused_when_a_text_is_not_utf_8(tmp_path: Path, content: bytes) -> None:
+    read_refusal(tmp_path, content.replace(b"TO BREAK", b"TO\xff\xfeREAK"))
