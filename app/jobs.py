@@ -1,7 +1,8 @@
 """What the scheduler runs and when. A job counts its own failures: APScheduler only logs them."""
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -26,6 +27,9 @@ PARTITION_INTERVAL = timedelta(hours=1)
 
 SCHEMA_INTERVAL = timedelta(seconds=5)
 """Between two looks at a schema that is behind, until somebody has migrated it."""
+
+STOP_SECONDS = 5.0
+"""For a job that is under way when the server stops; then it is cancelled, and its transaction rolled back."""
 
 
 class Jobs:
@@ -107,17 +111,31 @@ class Jobs:
 async def open_scheduler(jobs: Jobs, f1_interval: timedelta) -> AsyncIterator[None]:
     """Run the jobs until exit: each at once, then every interval, never twice at a time."""
     scheduler = AsyncIOScheduler(timezone=UTC, job_defaults={"coalesce": True, "misfire_grace_time": None})
+    running: set[asyncio.Task[None]] = set()
+
+    async def run(job: Callable[[], Awaitable[None]]) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        running.add(task)
+        try:
+            await job()
+        finally:
+            running.discard(task)
+
     for job, interval in (
         (jobs.refresh_quality, f1_interval),
         (jobs.make_partitions, PARTITION_INTERVAL),
         (jobs.watch_schema, SCHEMA_INTERVAL),
     ):
         seconds = interval.total_seconds()
-        scheduler.add_job(job, "interval", seconds=seconds, next_run_time=datetime.now(UTC))
+        scheduler.add_job(run, "interval", args=(job,), seconds=seconds, next_run_time=datetime.now(UTC))
     scheduler.start()
     try:
         yield
     finally:
+        scheduler.pause()
+        if running:
+            await asyncio.wait(running, timeout=STOP_SECONDS)
         scheduler.shutdown(wait=False)
 
 

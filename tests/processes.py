@@ -77,7 +77,10 @@ class Server:
 
 
 async def wait_until(
-    condition: Callable[[], Awaitable[T | None]], *, seconds: float = 15, what: Callable[[], str] = lambda: "the condition"
+    condition: Callable[[], Awaitable[T | None]],
+    *,
+    seconds: float = 15,
+    what: Callable[[], str] = lambda: "the condition",
 ) -> T:
     """Return the first truthy value of `condition`; fail after `seconds`."""
     deadline = time.monotonic() + seconds

@@ -1,13 +1,13 @@
 """Request bodies: how much and which kind is read, and where in it a fault lies."""
 
 import asyncio
+import json
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from app.errors import (
     BodyTooLargeError,
@@ -36,11 +36,14 @@ async def read_body(request: Request, limit: int, media_types: Sequence[str] = (
     if declared.isdecimal() and int(declared) > limit:
         raise BodyTooLargeError(f"the body has more than the {limit} bytes allowed")
     chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise BodyTooLargeError(f"the body has more than the {limit} bytes allowed")
-        chunks.append(chunk)
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                raise BodyTooLargeError(f"the body has more than the {limit} bytes allowed")
+            chunks.append(chunk)
+    except ClientDisconnect as error:
+        raise MalformedBodyError("the client has gone before the end of the body") from error
     return b"".join(chunks)
 
 
@@ -71,10 +74,20 @@ def decode_body(decoder: msgspec.json.Decoder[T], body: bytes, prefix: str = "",
         raise _malformed(error, where) from error
 
 
+def check_repeated_names(body: bytes) -> None:
+    """Raise 422 when an object of this valid JSON has a name twice."""
+
+    def check(pairs: list[tuple[str, object]]) -> None:
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            raise invalid(Fault("", "repeated_name", "an object has the same name twice"))
+
+    json.loads(body, object_pairs_hook=check)
+
+
 def _check_syntax(body: bytes, where: str) -> None:
     try:
-        with suppress(msgspec.ValidationError):  # a number out of range, which has been located already
-            msgspec.json.decode(body)
+        msgspec.json.decode(body, type=msgspec.Raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _malformed(error, where) from error
 
@@ -98,12 +111,14 @@ def _locate(error: msgspec.ValidationError, body: bytes, prefix: str, where: str
 
 def _name_hidden_key(steps: list[str | int], body: bytes) -> list[str | int]:
     """Replace the `...` that msgspec shows for the key of an object by the first key whose value is no number."""
-    container: Any = msgspec.json.decode(body)
-    at = steps.index("...")
+    container, at = msgspec.Raw(body), steps.index("...")
     for step in steps[:at]:
-        container = container[step]
-    for key, value in container.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        kind: Any = dict[str, msgspec.Raw] if isinstance(step, str) else list[msgspec.Raw]
+        container = msgspec.json.decode(container, type=kind)[step]
+    for key, value in msgspec.json.decode(container, type=dict[str, msgspec.Raw]).items():
+        try:
+            msgspec.json.decode(value, type=float | None)
+        except msgspec.ValidationError:
             return [*steps[:at], key]
     return steps[:at]
 
@@ -116,6 +131,7 @@ def escape_step(step: str | int) -> str:
 def _name_code(detail: str) -> str:
     codes = {
         "Number out of range": "out_of_range",
+        "Integer value out of range": "out_of_range",
         "Object contains unknown field": "unknown_field",
         "Object missing required field": "missing_field",
         "Expected `str` of length": "out_of_range",

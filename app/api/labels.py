@@ -104,10 +104,14 @@ def find_faults(given: LabelBody, now: datetime) -> Iterator[tuple[str, str, str
         yield "/label", "missing_field", "label is missing; null withdraws one"
     elif isinstance(given.label, float) and not given.label.is_integer():
         yield "/label", "wrong_type", "a class is a text or a whole number"
+    elif isinstance(given.label, int | float) and abs(given.label) >= 2**63:
+        yield "/label", "out_of_range", "a class is a whole number of 64 bits"
     elif isinstance(given.label, str) and not is_storable(given.label):
         yield "/label", "not_storable", "text with a NUL character"
     if given.observed_at is not None and given.observed_at > now + CLOCK_TOLERANCE:
         yield "/observed_at", "in_the_future", "more than five minutes in the future"
+    if given.observed_at is not None and given.observed_at < datetime.min.replace(tzinfo=UTC):
+        yield "/observed_at", "out_of_range", "before the year 1"
 
 
 def spell_class(label: str | float | UnsetType | None) -> str | None:

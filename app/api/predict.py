@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import metrics
-from app.api.body import decode_body, read_body, run_sized
+from app.api.body import check_repeated_names, decode_body, read_body, run_sized
 from app.api.features import Row, read_features
 from app.api.middleware import get_request_id
 from app.errors import Fault, invalid
@@ -59,7 +59,7 @@ async def predict(request: Request) -> Response:
     """Score rows; the 200 is sent when their log rows are committed."""
     state = get_state(request.scope)
     body = await read_body(request, state.max_body_bytes)
-    asked = await run_sized(body, decode_body, DECODER, body)
+    asked = await run_sized(body, decode_predict, body)
     rows = list_rows(asked, state.max_batch_rows)
     model = state.repository.get(asked.model, None if asked.version is None else str(asked.version))
     values, features = await run_sized(body, read_features, rows, model.signature, list_pointers(asked))
@@ -71,6 +71,17 @@ async def predict(request: Request) -> Response:
     await run_sized(body, count_predictions, model, scores)
     answer = await run_sized(body, encode_answer, model, records, scores, many=asked.instances is not UNSET)
     return Response(answer, media_type="application/json")
+
+
+def decode_predict(body: bytes) -> PredictBody:
+    """Decode the body; raise 400 or 422, also for a name that stands twice, of which msgspec keeps the last."""
+    asked = decode_body(DECODER, body)
+    members = sum(value is not UNSET and value is not None for value in msgspec.structs.astuple(asked))
+    rows = [asked.features] if isinstance(asked.instances, UnsetType) else asked.instances
+    names = sum(len(row) for row in rows if isinstance(row, dict))
+    if body.count(b":") != members + names:  # a name twice, a colon in a text, or a null: look closer
+        check_repeated_names(body)
+    return asked
 
 
 def list_rows(asked: PredictBody, limit: int) -> list[Row]:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from app.api.query import read_query
 from app.database.pool import borrow_connection
-from app.errors import Fault, NotFoundError, invalid
+from app.errors import Fault, InvalidRequestError, NotFoundError
 from app.prediction_log.queries import PageFilter, fetch_page, fetch_prediction
 from app.prediction_log.record import EPOCH
 from app.quality.queries import fetch_history
@@ -63,7 +63,8 @@ async def get_prediction(request: Request) -> Response:
     try:
         prediction_id = UUID(request.path_params["prediction_id"])
     except ValueError:
-        raise invalid(Fault("", "wrong_type", "a prediction id is a UUID")) from None
+        fault = Fault("", "wrong_type", "a prediction id is a UUID")
+        raise InvalidRequestError("the id in the path is no UUID", [fault]) from None
     async with borrow_connection(get_state(request.scope).pool) as connection:
         row = await fetch_prediction(connection, prediction_id)
         if row is None:

@@ -1,5 +1,6 @@
 """Query parameters: decoded into a Struct, with the same strictness as bodies."""
 
+from datetime import UTC, datetime
 from typing import TypeVar
 
 import msgspec
@@ -22,7 +23,19 @@ def read_query(request: Request, kind: type[T]) -> T:
         if "\x00" in value:
             raise invalid(Fault(f"?{name}", "not_storable", "text with a NUL character"))
     try:
-        return msgspec.convert(values, kind, strict=False)
+        query = msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
         detail, _, path = str(error).partition(" - at `$.")
         raise invalid(Fault(f"?{path.rstrip('`')}", "invalid", detail)) from error
+    for field in known:
+        _check_instant(field.encode_name, getattr(query, field.name))
+    return query
+
+
+def _check_instant(name: str, value: object) -> None:
+    """Refuse an instant whose UTC lies outside the calendar: asyncpg could not send it."""
+    try:
+        if isinstance(value, datetime):
+            value.astimezone(UTC)
+    except OverflowError:
+        raise invalid(Fault(f"?{name}", "invalid", "outside the years 1 to 9999 in UTC")) from None

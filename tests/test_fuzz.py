@@ -1,0 +1,111 @@
+"""Whatever is sent to /predict and /labels: 200 or a well-formed 4xx, never an error of the server."""
+
+import json
+from datetime import datetime, timedelta, timezone
+
+import httpx2
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.answers import BY_NAME, FEATURES, JSON_HEADERS, NDJSON_HEADERS, read_problem
+
+moderate = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+"""The application is opened once for all examples: none of them may change what the next one is answered."""
+
+NUMBERS = (
+    st.integers(-(10**400), 10**400)
+    | st.integers(-10, 10)
+    | st.floats()
+    | st.sampled_from([1e39, -1e39, 3.4028235e38, 5e-324, 10**399, 2**63, 2**64, True])
+)
+TEXTS = st.text(st.characters(), max_size=300) | st.sampled_from([*BY_NAME, "\0", "\ud800", "a/b~c", "."])
+SCALARS = st.none() | st.booleans() | NUMBERS | TEXTS
+ANY_JSON = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=6) | st.dictionaries(TEXTS, inner, max_size=6), max_leaves=20
+)
+ROWS = st.one_of(
+    st.lists(NUMBERS, min_size=4, max_size=6),
+    st.fixed_dictionaries(dict.fromkeys(BY_NAME, NUMBERS)),
+    st.just(list(FEATURES)),
+    st.just(BY_NAME),
+    st.dictionaries(st.sampled_from([*BY_NAME, "other"]), NUMBERS | ANY_JSON),
+    ANY_JSON,
+)
+PREDICT_BODIES = st.fixed_dictionaries(
+    {},
+    optional={
+        "features": ROWS,
+        "instances": st.lists(ROWS, max_size=4) | ANY_JSON,
+        "model": st.just("car-loan") | SCALARS,
+        "version": st.sampled_from(["1", 1]) | SCALARS,
+        "external_id": TEXTS | ANY_JSON,
+        "external_ids": st.lists(st.none() | TEXTS, max_size=4) | ANY_JSON,
+    },
+)
+INSTANTS = st.datetimes(
+    timezones=st.sampled_from([None, *(timezone(timedelta(hours=hours)) for hours in (-14, 0, 14))])
+).map(datetime.isoformat)
+LABELS = st.fixed_dictionaries(
+    {},
+    optional={
+        "prediction_id": st.uuids().map(str) | SCALARS,
+        "external_id": TEXTS | SCALARS,
+        "label": st.sampled_from([0, 1, "1", None]) | ANY_JSON,
+        "observed_at": INSTANTS | SCALARS,
+    },
+)
+
+
+@st.composite
+def spoilt(draw: st.DrawFn, valid: bytes) -> bytes:
+    """Replace a piece of a valid body, possibly an empty one, by any bytes, possibly none."""
+    start = draw(st.integers(0, len(valid)))
+    stop = draw(st.integers(start, min(len(valid), start + 8)))
+    piece = draw(st.binary(max_size=8) | st.sampled_from([b"NaN", b"1e400", b"-", b"null", b'"', b"{", b"]", b"\xff"]))
+    return valid[:start] + piece + valid[stop:]
+
+
+def spell(body: object) -> bytes:
+    """Write as JSON, infinity as a number that no float holds; NaN stays, which no parser may take."""
+    return json.dumps(body).replace("Infinity", "1e400").encode()
+
+
+async def check(client: httpx2.AsyncClient, path: str, body: bytes, headers: dict[str, str] = JSON_HEADERS) -> None:
+    """Send a body; anything but 200 must be a problem of the client's making."""
+    answer = await client.post(path, content=body, headers=headers)
+    if answer.status_code != 200:
+        assert answer.status_code in (400, 404, 422), answer.text
+        read_problem(answer)
+
+
+@moderate
+@given(body=ANY_JSON)
+async def test_predict_is_200_or_4xx_when_the_body_is_any_json(client: httpx2.AsyncClient, body: object) -> None:
+    await check(client, "/predict", spell(body))
+
+
+@moderate
+@given(body=PREDICT_BODIES)
+async def test_predict_is_200_or_4xx_when_members_are_arbitrary(client: httpx2.AsyncClient, body: object) -> None:
+    await check(client, "/predict", spell(body))
+
+
+@moderate
+@given(
+    body=spoilt(json.dumps({"features": BY_NAME, "external_id": "é\u20ac", "version": 1}).encode())
+    | spoilt(json.dumps({"instances": [FEATURES, BY_NAME], "external_ids": ["a", None]}, ensure_ascii=False).encode())
+)
+async def test_predict_is_200_or_4xx_when_a_valid_body_is_spoilt(client: httpx2.AsyncClient, body: bytes) -> None:
+    await check(client, "/predict", body)
+
+
+@moderate
+@given(body=LABELS | st.fixed_dictionaries({"labels": st.lists(LABELS, max_size=4) | ANY_JSON}))
+async def test_labels_is_200_or_4xx_when_members_are_arbitrary(client: httpx2.AsyncClient, body: object) -> None:
+    await check(client, "/labels", spell(body))
+
+
+@moderate
+@given(body=spoilt(b'{"external_id": "a", "label": 1, "observed_at": "2026-01-01T00:00:00Z"}\n' * 2))
+async def test_labels_is_200_or_4xx_when_valid_lines_are_spoilt(client: httpx2.AsyncClient, body: bytes) -> None:
+    await check(client, "/labels", body, NDJSON_HEADERS)
