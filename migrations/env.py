@@ -7,9 +7,10 @@ from logging.config import fileConfig
 import asyncpg
 from alembic import context
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from app.database.pool import describe_connection_error, open_database_url
+from app.database.pool import ConnectionFailure, describe_connection_error, open_database_url
 from app.errors import StartupError
 from app.settings import Settings
 
@@ -34,7 +35,7 @@ async def migrate_online() -> None:
         async def connect() -> asyncpg.Connection:
             try:
                 return await asyncpg.connect(url, timeout=10)
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except ConnectionFailure as error:
                 raise StartupError(describe_connection_error(url, error)) from error
 
         engine = create_async_engine("postgresql+asyncpg://", async_creator=connect)
@@ -54,3 +55,5 @@ try:
     asyncio.run(migrate_online())
 except StartupError as error:
     sys.exit(f"error: {error}")
+except DBAPIError as error:
+    sys.exit(f"error: {str(error.orig).splitlines()[0]}")

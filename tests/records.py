@@ -1,12 +1,12 @@
 """Rows of the log and their labels for tests, made without a server, at any time."""
 
 from collections.abc import Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import asyncpg
 
-from app.database.pool import Connection
+from app.database.queries import Connection
 from app.prediction_log.queries import insert_records, make_partitions, register_version
 from app.prediction_log.record import EPOCH, Record, make_prediction_ids, time_from_ms
 from app.quality.labels import Label
@@ -79,8 +79,3 @@ async def list_partitions(connection: Connection, parent: str) -> dict[str, str]
         parent,
     )
     return {row["relname"]: row["bounds"] for row in rows}
-
-
-def days_before(today: date, count: int) -> list[date]:
-    """Return the last `count` days up to `today`, ascending."""
-    return [today - timedelta(days=back) for back in reversed(range(count))]

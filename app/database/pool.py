@@ -31,7 +31,7 @@ COMMAND_TIMEOUT_SECONDS = 30.0
 OLDEST_VERSION = 15
 """Oldest major version that the tests run on."""
 
-ConnectionFailure = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError)
+ConnectionFailure = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError, OverflowError)
 """What asyncpg raises when it cannot connect: the network, the server's refusal, a DSN that it cannot read."""
 
 
@@ -79,7 +79,7 @@ async def borrow_connection(pool: asyncpg.Pool) -> AsyncIterator[Connection]:
     try:
         async with pool.acquire(timeout=CONNECT_TIMEOUT_SECONDS) as connection:
             yield connection
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         logger.warning("PostgreSQL did not serve a request: %s: %s", type(error).__name__, error)
         raise DatabaseUnavailableError("PostgreSQL cannot be asked now") from error
 

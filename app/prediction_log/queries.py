@@ -46,8 +46,12 @@ SELECT p.prediction_id, p.created_at, p.model_name, p.model_version, p.predicted
     l.prediction_id IS NOT NULL AND l.label IS NOT NULL AS labelled, l.label, l.observed_at, l.received_at
 FROM prediction_log p
 LEFT JOIN model_version v ON v.name = p.model_name AND v.version = p.model_version
-LEFT JOIN prediction_label l ON l.prediction_id = p.prediction_id
+LEFT JOIN LATERAL (
+    SELECT prediction_id, label, observed_at, received_at FROM prediction_label
+    WHERE prediction_id = p.prediction_id LIMIT 1
+) l ON true
 """
+"""LATERAL with LIMIT keeps the labels' side one pruned index look-up per row."""
 SELECT_BY_ID = SELECT_PREDICTION + "WHERE p.prediction_id = $1::uuid"
 
 SELECT_PAGE = (

@@ -1,7 +1,7 @@
 """Take labels: the newest observation wins, every one is kept, those without a stored prediction wait for it."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Literal
 from uuid import UUID
@@ -38,6 +38,17 @@ class Label(msgspec.Struct, frozen=True, gc=False):
     received_at: datetime
 
 
+class Applied(msgspec.Struct):
+    """What became of labels, by position, and the seconds from each newly labelled prediction to its label."""
+
+    outcomes: dict[int, Outcome]
+    delays: list[float]
+
+    def find_pending(self) -> list[int]:
+        """Return the positions of labels whose prediction is not stored yet."""
+        return [position for position, outcome in self.outcomes.items() if outcome == "pending"]
+
+
 class _Target(msgspec.Struct, frozen=True, gc=False):
     """A stored prediction that a label is for."""
 
@@ -52,35 +63,39 @@ async def take_labels(connection: Connection, labels: Sequence[Label]) -> Counte
     A label for an unknown prediction whose id is over PENDING_DAYS old is `expired`: nothing is left to wait for.
     """
     async with connection.transaction():
-        outcomes = await apply_labels(connection, labels)
-        for position in [position for position, outcome in outcomes.items() if outcome == "pending"]:
+        applied = await apply_labels(connection, labels)
+        outcomes = applied.outcomes
+        for position in applied.find_pending():
             label = labels[position]
             if _is_older(label.prediction_id, label.received_at - timedelta(days=PENDING_DAYS)):
                 outcomes[position] = "expired"
-        await _keep_pending(connection, [labels[at] for at, outcome in outcomes.items() if outcome == "pending"])
-    return _count(outcomes)
+        await _keep_pending(connection, [labels[at] for at in applied.find_pending()])
+    return _count(applied)
 
 
-async def sweep_pending(connection: Connection, now: datetime) -> Counter[Outcome]:
+async def sweep_pending(connection: Connection) -> Counter[Outcome]:
     """Apply pending labels whose prediction has been stored, drop those that waited too long; count both."""
-    rows = await queries.take_pending(connection, SWEEP_ROWS)
-    if not rows:
-        return Counter()
-    rows.sort(key=lambda row: int(row["pending_id"]))  # the order of arrival decides between equal times
-    outcomes = await apply_labels(connection, [Label(*row[1:]) for row in rows])
-    for position, row in enumerate(rows):
-        if outcomes[position] == "pending" and row["received_at"] < now - timedelta(days=PENDING_DAYS):
-            outcomes[position] = "expired"
-    waiting = [row["pending_id"] for at, row in enumerate(rows) if outcomes[at] == "pending"]
-    await queries.postpone_pending(connection, waiting, LONGEST_PAUSE)
-    await queries.remove_pending(
-        connection, [row["pending_id"] for row in rows if row["pending_id"] not in set(waiting)]
-    )
-    return _count({at: outcome for at, outcome in outcomes.items() if outcome != "pending"})
+    async with connection.transaction():
+        now = await queries.read_clock(connection)
+        rows = await queries.take_pending(connection, SWEEP_ROWS)
+        rows.sort(key=lambda row: int(row["pending_id"]))  # the order of arrival decides between equal times
+        applied = await apply_labels(connection, [Label(*row[1:]) for row in rows])
+        for position in applied.find_pending():
+            if rows[position]["received_at"] < now - timedelta(days=PENDING_DAYS):
+                applied.outcomes[position] = "expired"
+        waiting = [rows[position]["pending_id"] for position in applied.find_pending()]
+        settled = [rows[position]["pending_id"] for position in set(applied.outcomes) - set(applied.find_pending())]
+        await queries.postpone_pending(connection, waiting, LONGEST_PAUSE)
+        await queries.remove_pending(connection, settled)
+    for position in applied.find_pending():
+        del applied.outcomes[position]
+    return _count(applied)
 
 
-async def apply_labels(connection: Connection, labels: Sequence[Label]) -> dict[int, Outcome]:
-    """Apply every label whose prediction is stored; return the outcome by position, `pending` for the others."""
+async def apply_labels(connection: Connection, labels: Sequence[Label]) -> Applied:
+    """Apply every label whose prediction is stored; the others' outcome is `pending`."""
+    if not labels:
+        return Applied({}, [])
     targets, rejected = await _find_targets(connection, labels)
     outcomes: dict[int, Outcome] = dict.fromkeys(range(len(labels)), "pending")
     for position in rejected:
@@ -93,10 +108,12 @@ async def apply_labels(connection: Connection, labels: Sequence[Label]) -> dict[
         before = outcomes[target.position]
         if before not in STRENGTH or STRENGTH.index(outcome) > STRENGTH.index(before):
             outcomes[target.position] = outcome
-        if outcome == "new":
-            delay = labels[target.position].received_at - target.created_at
-            metrics.LABEL_DELAY.observe(max(0.0, delay.total_seconds()))
-    return outcomes
+    delays = [
+        max(0.0, (labels[target.position].received_at - target.created_at).total_seconds())
+        for target, outcome in applied
+        if outcome == "new"
+    ]
+    return Applied(outcomes, delays)
 
 
 async def _find_targets(connection: Connection, labels: Sequence[Label]) -> tuple[list[_Target], set[int]]:
@@ -190,8 +207,11 @@ def _is_older(prediction_id: UUID | None, instant: datetime) -> bool:
     return prediction_id.int >> 80 < instant.timestamp() * 1000
 
 
-def _count(outcomes: Mapping[int, Outcome]) -> Counter[Outcome]:
-    counts = Counter(outcomes.values())
+def _count(applied: Applied) -> Counter[Outcome]:
+    """Count in the metrics, after COMMIT, what has been applied."""
+    counts = Counter(applied.outcomes.values())
+    for delay in applied.delays:
+        metrics.LABEL_DELAY.observe(delay)
     for outcome, count in counts.items():
         metrics.LABELS.labels(outcome).inc(count)
     return counts

@@ -1,7 +1,7 @@
 """SQL of labels and of the quality job."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import asyncpg
@@ -52,7 +52,8 @@ SELECT * FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::timestamptz[
 ON CONFLICT (prediction_id) DO UPDATE SET label = excluded.label, observed_at = excluded.observed_at,
     received_at = excluded.received_at, previous_label = l.label, revision = l.revision + 1
 WHERE excluded.observed_at > l.observed_at
-    OR (excluded.observed_at = l.observed_at AND excluded.label IS DISTINCT FROM l.label)
+    OR (excluded.observed_at = l.observed_at AND excluded.received_at >= l.received_at
+        AND excluded.label IS DISTINCT FROM l.label)
 RETURNING prediction_id, label, previous_label, revision
 """
 """`l` in the update is the row as it is under its lock, so `previous_label` is exact under concurrent writers too."""
@@ -75,9 +76,12 @@ async def upsert_labels(
 APPEND_HISTORY = """
 INSERT INTO prediction_label_history (prediction_id, label, observed_at, received_at, outcome)
 SELECT prediction_id, label, observed_at, received_at, outcome
-FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::text[])
-    WITH ORDINALITY AS event (prediction_id, label, observed_at, received_at, outcome, position)
-WHERE outcome <> 'unchanged' OR NOT EXISTS (
+FROM (
+    SELECT *, row_number() OVER (PARTITION BY prediction_id, observed_at, label ORDER BY position) AS repetition
+    FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::text[])
+        WITH ORDINALITY AS given (prediction_id, label, observed_at, received_at, outcome, position)
+) event
+WHERE outcome <> 'unchanged' OR repetition = 1 AND NOT EXISTS (
     SELECT FROM prediction_label_history known
     WHERE known.prediction_id = event.prediction_id AND known.observed_at = event.observed_at
         AND known.label IS NOT DISTINCT FROM event.label
@@ -157,7 +161,12 @@ async def postpone_pending(connection: Connection, pending_ids: Sequence[int], l
 
 
 TRY_JOB_LOCK = "SELECT pg_try_advisory_xact_lock(hashtext('scorekeeper quality job'))"
-LAST_COMPUTED = "SELECT max(computed_at) > now() - $1::interval FROM quality_result"
+LAST_COMPUTED = """
+SELECT max(computed_at) FILTER (WHERE computed_at <= now() + interval '1 second') > now() - $1::interval
+FROM quality_result
+"""
+"""Results from the future were computed before the clock was set back: they do not count as fresh."""
+
 READ_CLOCK = "SELECT date_trunc('milliseconds', now())"
 
 
@@ -191,9 +200,15 @@ GROUP BY p.model_name, p.model_version, p.predicted_class, l.label
 KNOWN_VERSIONS = "SELECT name, version, classes, positive_class FROM model_version ORDER BY name, version"
 
 
+LATEST = datetime(9999, 12, 31, tzinfo=UTC)
+"""Later ends of a period mean this one: there is room left for a millisecond more."""
+
+
 async def count_confusion(connection: Connection, since: datetime, until: datetime) -> list[asyncpg.Record]:
     """Count live predictions with since <= created_at <= until by version, predicted class and label (null: none)."""
-    return await connection.fetch(COUNT_CONFUSION, since, until + timedelta(milliseconds=1))
+    until = min(until, LATEST)
+    last_ms = until.replace(microsecond=until.microsecond // 1000 * 1000)
+    return await connection.fetch(COUNT_CONFUSION, since, last_ms + timedelta(milliseconds=1))
 
 
 async def fetch_versions(connection: Connection) -> list[asyncpg.Record]:

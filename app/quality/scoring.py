@@ -25,17 +25,21 @@ LONGEST_MINUTE_WINDOW = timedelta(hours=6)
 async def refresh_results(
     pool: asyncpg.Pool, windows: Sequence[QualityWindow], average: F1Average | None, fresh: timedelta
 ) -> bool:
-    """Sweep, count and store in one transaction; False when another replica is at it or did so within `fresh`."""
-    async with pool.acquire(timeout=5) as connection, connection.transaction():
-        if not await queries.try_job_lock(connection) or await queries.is_computed_within(connection, fresh):
-            return False
-        now = await queries.read_clock(connection)
-        await sweep_pending(connection, now)
-        results = []
-        for window in windows:
-            since = window_start(now, window.length)
-            results += await score_period(connection, window.name, since, now, average)
-        await queries.store_results(connection, results)
+    """Sweep, then count and store; False when another replica is at it or did so within `fresh`.
+
+    The sweep commits by itself, so that its labels are not held up by a scan that takes long or fails.
+    """
+    async with pool.acquire(timeout=5) as connection:
+        await sweep_pending(connection)
+        async with connection.transaction():
+            if not await queries.try_job_lock(connection) or await queries.is_computed_within(connection, fresh):
+                return False
+            now = await queries.read_clock(connection)
+            results = []
+            for window in windows:
+                since = window_start(now, window.length)
+                results += await score_period(connection, window.name, since, now, average)
+            await queries.store_results(connection, results)
     return True
 
 

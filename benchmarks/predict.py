@@ -1,0 +1,181 @@
+"""POST /predict, single rows, as a share of a bare uvicorn: `python benchmarks/predict.py`.
+
+The server runs on the first core; wrk and PostgreSQL on the second. Rounds of the servers are interleaved; the figure
+is the CPU time that the server process takes per request, bare over ours, the median of the rounds.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+SERVER_CORE, OTHER_CORE = "0", "1"
+LUA = """
+wrk.method = "POST"
+wrk.headers["Content-Type"] = "application/json"
+wrk.body = '{"features": [12638.0, 0.4879, 21.0, 4.2246, 10.0]}'
+done = function(summary, latency, requests)
+  io.write(string.format("RESULT %d %d %d %d %d %d\\n", summary.requests, summary.duration, summary.errors.status,
+    summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.timeout,
+    latency:percentile(50), latency:percentile(99)))
+end
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One run of wrk against one server."""
+
+    requests: int
+    seconds: float
+    errors: int
+    cpu_microseconds: float
+    p50_ms: float
+    p99_ms: float
+
+
+def measure(servers: Mapping[str, tuple[str, int]], connections: int, seconds: int, script: Path) -> dict[str, Round]:
+    """Run wrk once against each server, given as name -> (url, pid)."""
+    rounds = {}
+    for name, (url, pid) in servers.items():
+        before = read_cpu_seconds(pid)
+        command = [
+            "taskset",
+            "-c",
+            OTHER_CORE,
+            "wrk",
+            "-t1",
+            f"-c{connections}",
+            f"-d{seconds}s",
+            "-s",
+            str(script),
+            url,
+        ]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        used = read_cpu_seconds(pid) - before
+        found = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+) (\d+) (\d+)", output)
+        assert found is not None, output
+        requests, duration, status_errors, socket_errors, p50, p99 = map(int, found.groups())
+        rounds[name] = Round(
+            requests, duration / 1e6, status_errors + socket_errors, used / requests * 1e6, p50 / 1e3, p99 / 1e3
+        )
+    return rounds
+
+
+def read_cpu_seconds(pid: int) -> float:
+    """User and system time of a process with all its threads, in seconds; of its children none."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def serve(application: str, port: int, environment: Mapping[str, str], directory: Path) -> Iterator[int]:
+    """Run uvicorn on the server's core until exit; yield its process id."""
+    command = ["taskset", "-c", SERVER_CORE, sys.executable, "-m", "uvicorn", application]
+    command += ["--port", str(port), "--no-access-log", "--log-level", "warning"]
+    process = subprocess.Popen(command, cwd=directory, env={**os.environ, **environment})
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health/ready")
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@contextmanager
+def database() -> Iterator[str]:
+    """Run PostgreSQL on the other core; yield its DSN."""
+    code = (
+        "import asyncio, sys\nfrom pathlib import Path\nfrom app.database.embedded import run_embedded_server\n"
+        "async def main():\n async with run_embedded_server(Path(sys.argv[1])) as url:\n"
+        "  print(url, flush=True); await asyncio.to_thread(sys.stdin.read)\n"
+        "asyncio.run(main())"
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o711)
+        command = ["taskset", "-c", OTHER_CORE, sys.executable, "-c", code, directory]
+        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.communicate("", timeout=60)
+
+
+def wait_for(url: str) -> None:
+    """Wait until somebody answers 200, for a minute at most."""
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+        else:
+            return
+    raise TimeoutError(url)
+
+
+def report(results: Sequence[dict[str, Round]], connections: int) -> None:
+    """Print a line per server: medians over the rounds."""
+    by_name: defaultdict[str, list[Round]] = defaultdict(list)
+    shares: defaultdict[str, list[float]] = defaultdict(list)
+    for rounds in results:
+        for name, one in rounds.items():
+            by_name[name].append(one)
+            shares[name].append(rounds["bare"].cpu_microseconds / one.cpu_microseconds)
+    for name, rounds_of_one in by_name.items():
+        print(
+            f"| {connections} | {name} | {statistics.median(shares[name]):.2f} "
+            f"| {statistics.median(r.cpu_microseconds for r in rounds_of_one):.0f} "
+            f"| {statistics.median(r.requests / r.seconds for r in rounds_of_one):,.0f} "
+            f"| {statistics.median(r.p50_ms for r in rounds_of_one):.2f} "
+            f"| {statistics.median(r.p99_ms for r in rounds_of_one):.2f} "
+            f"| {sum(r.errors for r in rounds_of_one)} |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=4)
+    parser.add_argument("--connections", type=int, nargs="+", default=[16, 64])
+    parser.add_argument("--levels", nargs="+", default=["database"])
+    options = parser.parse_args()
+    if shutil.which("wrk") is None:
+        sys.exit("wrk is not installed: apt-get install wrk")
+    with ExitStack() as stack:
+        url = stack.enter_context(database())
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        (work / "predict.lua").write_text(LUA)
+        servers = {"bare": ("http://127.0.0.1:9100/predict", stack.enter_context(serve("bare:main", 9100, {}, HERE)))}
+        for port, level in enumerate(options.levels, 9101):
+            environment = {"DATABASE_URL": url, "DATA_DIR": str(work / level), "DURABILITY": level}
+            pid = stack.enter_context(serve("app:main", port, environment, ROOT))
+            servers[level] = (f"http://127.0.0.1:{port}/predict", pid)
+        print("| connections | server | share of bare | CPU µs/request | requests/s | p50 ms | p99 ms | errors |")
+        print("|---|---|---|---|---|---|---|---|")
+        for connections in options.connections:
+            measure(servers, connections, 1, work / "predict.lua")
+            report(
+                [measure(servers, connections, options.seconds, work / "predict.lua") for _ in range(options.rounds)],
+                connections,
+            )
+
+
+if __name__ == "__main__":
+    main()

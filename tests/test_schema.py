@@ -1,0 +1,159 @@
+"""Alembic as an operator runs it: up, down, up again, several at a time, with a wrong address."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import asyncpg
+import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+
+from app.database.migrate import find_head_revision, prepare_schema, read_schema_state
+from app.errors import StartupError
+from tests.conftest import execute
+from tests.processes import ROOT, find_free_port
+
+SCHEMA = """
+SELECT c.relname, c.relkind::text, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
+    pg_get_expr(d.adbin, d.adrelid)
+FROM pg_class c
+LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
+LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
+WHERE c.relnamespace = 'public'::regnamespace
+UNION ALL
+SELECT proname, 'function', NULL, pg_get_functiondef(oid), NULL, NULL FROM pg_proc
+WHERE pronamespace = 'public'::regnamespace
+UNION ALL
+SELECT conname, 'constraint', NULL, pg_get_constraintdef(oid), NULL, NULL FROM pg_constraint
+WHERE connamespace = 'public'::regnamespace
+ORDER BY 1, 2, 3
+"""
+
+
+async def run_alembic(url: str, *arguments: str, cwd: Path = ROOT) -> tuple[int, str]:
+    """Run Alembic on a database to its end; return its status and what it wrote to stderr."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "alembic", "-c", str(ROOT / "alembic.ini"), *arguments),
+        env={**os.environ, "DATABASE_URL": url},
+        cwd=cwd,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(60):
+        _, output = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode()
+
+
+async def read_schema(url: str) -> list[tuple[object, ...]]:
+    """Return every table, column, default, function and constraint."""
+    connection = await asyncpg.connect(url)
+    try:
+        return [tuple(row) for row in await connection.fetch(SCHEMA)]
+    finally:
+        await connection.close()
+
+
+async def test_schema_is_the_same_after_it_was_taken_down(empty_database_url: str) -> None:
+    first_up = await run_alembic(empty_database_url, "upgrade", "head")
+    made = await read_schema(empty_database_url)
+    await execute(empty_database_url, "SELECT make_prediction_partitions('2024-01-01', '2024-01-03')")
+
+    down = await run_alembic(empty_database_url, "downgrade", "base")
+    left = await read_schema(empty_database_url)
+    second_up = await run_alembic(empty_database_url, "upgrade", "head")
+
+    assert [status for status, _ in (first_up, down, second_up)] == [0, 0, 0]
+    assert {name for name, *_ in left if not str(name).startswith("alembic_version")} == set()
+    assert await read_schema(empty_database_url) == made
+
+
+async def test_upgrade_does_nothing_when_the_schema_is_at_head(database_url: str) -> None:
+    before = await read_schema(database_url)
+
+    status, output = await run_alembic(database_url, "upgrade", "head")
+
+    assert (status, "Running upgrade" in output) == (0, False)
+    assert await read_schema(database_url) == before
+
+
+async def test_upgrade_works_from_any_directory(empty_database_url: str, tmp_path: Path) -> None:
+    status, output = await run_alembic(empty_database_url, "upgrade", "head", cwd=tmp_path)
+
+    assert status == 0, output
+
+
+async def test_four_upgrades_at_once_all_succeed(empty_database_url: str) -> None:
+    results = await asyncio.gather(*(run_alembic(empty_database_url, "upgrade", "head") for _ in range(4)))
+
+    assert [status for status, _ in results] == [0, 0, 0, 0]
+    assert sum("Running upgrade" in output for _, output in results) == 1
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://someone:hidden@127.0.0.1:{closed_port}/mlops",
+        "postgresql://someone:hidden@127.0.0.1:99999/mlops",
+        "postgresql://someone:hidden@127.0.0.1:port/mlops",
+        "postgresql://someone:hidden@127.0.0.1:5432/mlops?sslmode=perhaps",
+        "mysql://someone:hidden@127.0.0.1/mlops",
+        "someone:hidden",
+    ],
+)
+async def test_upgrade_says_in_one_line_that_the_address_is_wrong(address: str) -> None:
+    status, output = await run_alembic(address.format(closed_port=find_free_port()), "upgrade", "head")
+
+    assert status != 0
+    assert output.startswith("error: ")
+    assert output.count("\n") == 1
+    assert "DATABASE_URL" in output
+    assert "hidden" not in output
+
+
+async def test_upgrade_says_in_one_line_that_the_database_is_not_there(postgres: str) -> None:
+    status, output = await run_alembic(postgres.replace("/mlops?", "/nowhere?"), "upgrade", "head")
+
+    assert status != 0
+    assert output.startswith("error: ")
+    assert output.count("\n") == 1
+
+
+def test_head_revision_is_the_one_of_alembic() -> None:
+    script = ScriptDirectory.from_config(Config(ROOT / "alembic.ini"))
+
+    assert find_head_revision() == script.get_current_head()
+
+
+@pytest.mark.parametrize(("revision", "state"), [("0000", "behind"), ("9999", "ahead")])
+async def test_schema_state_compares_revisions(connection: asyncpg.Connection, revision: str, state: str) -> None:
+    before = await read_schema_state(connection)
+    await connection.execute("UPDATE alembic_version SET version_num = $1", revision)
+
+    assert before == "current"
+    assert await read_schema_state(connection) == state
+
+
+async def test_schema_that_was_never_made_is_left_alone_when_not_to_migrate(empty_database_url: str) -> None:
+    state = await prepare_schema(empty_database_url, migrate=False)
+
+    assert state == "behind"
+    assert await read_schema(empty_database_url) == []
+
+
+async def test_schema_that_was_never_made_is_made_on_start(empty_database_url: str) -> None:
+    state = await prepare_schema(empty_database_url, migrate=True)
+
+    assert state == "current"
+    assert any(name == "prediction_log" for name, *_ in await read_schema(empty_database_url))
+
+
+async def test_migration_that_fails_stops_the_start_in_one_line(empty_database_url: str) -> None:
+    await execute(empty_database_url, "CREATE TABLE prediction_label (wrong text)")
+
+    with pytest.raises(StartupError, match=r"the migration failed: .*prediction_label") as raised:
+        await prepare_schema(empty_database_url, migrate=True)
+
+    assert "\n" not in str(raised.value)
