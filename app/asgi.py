@@ -18,15 +18,14 @@ from starlette.types import Message, Receive, Scope, Send
 from app.api import labels, models, ops, predict, predictions, quality
 from app.api.middleware import RequestMiddleware
 from app.api.problem import render_bug, render_error, render_http_exception
-from app.database.migrate import prepare_schema
-from app.database.pool import ConnectionFailure, check_server, describe_connection_error, open_database_url, open_pool
+from app.database.pool import DatabaseUnreachableError, open_database_url, open_pool
 from app.errors import ScorekeeperError, StartupError
-from app.jobs import Jobs, open_scheduler
+from app.jobs import Jobs, JobSettings, open_scheduler
 from app.logs import configure_logging
-from app.prediction_log.shipper import open_shipper
+from app.prediction_log.log import open_log
 from app.serving.batching import open_batchers
 from app.serving.repository import load_repository
-from app.settings import Settings
+from app.settings import Durability, Settings
 from app.state import Lifecycle, State
 from app.tasks import stop_server
 
@@ -59,45 +58,48 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, State]]:  # noqa: 
     settings = Settings.from_env()
     configure_logging(settings.log_format)
     repository = load_repository(settings.model_dir, settings.default_model)
+    windows, f1_average = settings.quality_windows, settings.f1_average
     f1_interval = timedelta(seconds=settings.f1_interval_seconds)
     lifecycle = Lifecycle()
+    spool = settings.data_dir / "spool"
     async with (
         open_database_url(settings.database_url, settings.data_dir) as url,
         open_pool(url, REQUEST_CONNECTIONS) as pool,
         open_pool(url, LOG_CONNECTIONS) as log_pool,
     ):
-        jobs = Jobs(pool, repository.all(), lifecycle, settings.quality_windows, settings.f1_average, f1_interval)
-        await prepare_database(url, settings.migrate_on_start, lifecycle, jobs)
+        job_settings = JobSettings(settings.migrate_on_start, windows, f1_average, f1_interval)
+        jobs = Jobs(url, pool, repository.all(), lifecycle, job_settings)
+        await prepare_database(jobs, settings.durability)
         async with (
-            open_shipper(log_pool, stop_server) as shipper,
+            open_log(log_pool, settings.durability, spool, settings.spool_max_bytes, stop_server) as log,
             open_batchers(repository.all()) as batchers,
             open_scheduler(jobs, f1_interval),
         ):
             state = State(
                 repository=repository,
                 batchers=batchers,
-                shipper=shipper,
+                log=log,
                 pool=pool,
                 lifecycle=lifecycle,
+                durability=settings.durability,
                 max_body_bytes=settings.max_body_bytes,
                 max_batch_rows=settings.max_batch_rows,
-                windows=settings.quality_windows,
-                f1_average=settings.f1_average,
+                windows=windows,
+                f1_average=f1_average,
             )
             with stop_gently(lifecycle):
                 logger.info("ready: %d model(s), default %s", len(repository.all()), repository.default_model)
                 yield {"scorekeeper": state}
 
 
-async def prepare_database(url: str, migrate: bool, lifecycle: Lifecycle, jobs: Jobs) -> None:
-    """Check the server, bring the schema to head, make what the log needs; any failure is one line."""
-    await check_server(url)
+async def prepare_database(jobs: Jobs, durability: Durability) -> None:
+    """Prepare the database now, or leave it to the job when it is away and the spool can take what comes."""
     try:
-        lifecycle.schema = await prepare_schema(url, migrate=migrate)
-        if lifecycle.schema != "behind":
-            await jobs.prepare_database()
-    except ConnectionFailure as error:
-        raise StartupError(describe_connection_error(url, error)) from error
+        await jobs.prepare_database()
+    except DatabaseUnreachableError as error:
+        if durability == "database":
+            raise
+        logger.warning("starting without PostgreSQL, predictions wait on disk: %s", error)
 
 
 @contextmanager

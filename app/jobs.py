@@ -4,13 +4,15 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from app import metrics
-from app.database.migrate import read_schema_state
+from app.database.migrate import prepare_schema
+from app.database.pool import ConnectionFailure, check_server, describe_connection_error
 from app.errors import StartupError
 from app.prediction_log.partitions import make_partitions_ahead
 from app.prediction_log.queries import register_version
@@ -25,35 +27,48 @@ logger = logging.getLogger(__name__)
 PARTITION_INTERVAL = timedelta(hours=1)
 """Between two looks ahead; partitions are made for a week, so that many may fail."""
 
-SCHEMA_INTERVAL = timedelta(seconds=5)
-"""Between two looks at a schema that is behind, until somebody has migrated it."""
+DATABASE_INTERVAL = timedelta(seconds=5)
+"""Between two looks at a database that was away at the start, or whose schema is behind."""
 
 STOP_SECONDS = 5.0
 """For a job that is under way when the server stops; then it is cancelled, and its transaction rolled back."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobSettings:
+    """What the operator has chosen for the jobs."""
+
+    migrate: bool
+    windows: tuple[QualityWindow, ...]
+    f1_average: F1Average | None
+    f1_interval: timedelta
 
 
 class Jobs:
     """The jobs of one replica, and what they work on."""
 
     def __init__(
-        self,
-        pool: asyncpg.Pool,
-        models: Sequence[Model],
-        lifecycle: Lifecycle,
-        windows: Sequence[QualityWindow],
-        f1_average: F1Average | None,
-        f1_interval: timedelta,
+        self, url: str, pool: asyncpg.Pool, models: Sequence[Model], lifecycle: Lifecycle, settings: JobSettings
     ) -> None:
+        self._url = url
         self._pool = pool
         self._models = models
         self._lifecycle = lifecycle
-        self._windows = windows
-        self._f1_average = f1_average
-        self._f1_interval = f1_interval
+        self._settings = settings
 
     async def prepare_database(self) -> None:
-        """Make partitions and record the loaded versions, once the schema is there. Raises StartupError for a clash."""
-        await make_partitions_ahead(self._pool, timeout=5)
+        """Bring the schema to head, make partitions, record the loaded versions. Raises StartupError with one line."""
+        await check_server(self._url)
+        try:
+            schema = await prepare_schema(self._url, migrate=self._settings.migrate)
+            if schema != "behind":
+                await make_partitions_ahead(self._pool, timeout=5)
+                await self._register_models()
+        except ConnectionFailure as error:
+            raise StartupError(describe_connection_error(self._url, error)) from error
+        self._lifecycle.schema = schema
+
+    async def _register_models(self) -> None:
         async with self._pool.acquire(timeout=5) as connection:
             for model in self._models:
                 signature = model.signature
@@ -74,9 +89,10 @@ class Jobs:
     async def refresh_quality(self) -> None:
         """Compute the results unless another replica does, and export what is stored."""
         try:
-            await refresh_results(self._pool, self._windows, self._f1_average, self._f1_interval / 2)
+            settings = self._settings
+            await refresh_results(self._pool, settings.windows, settings.f1_average, settings.f1_interval / 2)
             async with self._pool.acquire(timeout=5) as connection:
-                export_results(await fetch_results(connection, [window.name for window in self._windows]))
+                export_results(await fetch_results(connection, [window.name for window in settings.windows]))
         except Exception:
             metrics.QUALITY_FAILURES.inc()
             logger.exception("the quality job failed")
@@ -92,19 +108,17 @@ class Jobs:
             if made:
                 logger.info("made %d partitions", made)
 
-    async def watch_schema(self) -> None:
-        """Become ready when somebody has migrated the schema."""
-        if self._lifecycle.schema != "behind":
+    async def watch_database(self) -> None:
+        """Prepare a database that was away at the start, or that somebody else has to migrate."""
+        if self._lifecycle.schema not in (None, "behind"):
             return
         try:
-            async with self._pool.acquire(timeout=5) as connection:
-                state = await read_schema_state(connection)
-            if state != "behind":
-                await self.prepare_database()
-                self._lifecycle.schema = state
-                logger.info("the database schema is %s", state)
-        except Exception:
-            logger.exception("the database schema could not be checked")
+            await self.prepare_database()
+        except (StartupError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            logger.warning("the database cannot be prepared yet: %s", error)
+        else:
+            if self._lifecycle.schema != "behind":
+                logger.info("the database is prepared")
 
 
 @asynccontextmanager
@@ -125,7 +139,7 @@ async def open_scheduler(jobs: Jobs, f1_interval: timedelta) -> AsyncIterator[No
     for job, interval in (
         (jobs.refresh_quality, f1_interval),
         (jobs.make_partitions, PARTITION_INTERVAL),
-        (jobs.watch_schema, SCHEMA_INTERVAL),
+        (jobs.watch_database, DATABASE_INTERVAL),
     ):
         seconds = interval.total_seconds()
         scheduler.add_job(run, "interval", args=(job,), seconds=seconds, next_run_time=datetime.now(UTC))

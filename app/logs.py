@@ -30,12 +30,13 @@ def configure_logging(log_format: LogFormat) -> None:
                 "app": {"level": "INFO"},
                 "uvicorn": uvicorn_logger,
                 "uvicorn.error": uvicorn_logger,
-                "uvicorn.access": {**uvicorn_logger, "level": _access_level()},
+                "uvicorn.access": {**uvicorn_logger, "propagate": _is_access_logged()},
             },
         }
     )
 
 
-def _access_level() -> int:
-    """Keep the level that uvicorn's own --no-access-log or --log-level left."""
-    return logging.getLogger("uvicorn.access").level or logging.INFO
+def _is_access_logged() -> bool:
+    """Tell whether uvicorn was started without --no-access-log, which takes this logger's handlers away."""
+    logger = logging.getLogger("uvicorn.access")
+    return bool(logger.handlers) or logger.propagate

@@ -33,18 +33,32 @@ INFERENCE_BATCH_ROWS = Histogram(
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, 16384),
 )
 
-LOG_STORED = Counter("prediction_log_stored_total", "Rows that PostgreSQL has committed")
-LOG_REFUSED = Counter("prediction_log_refused_total", "Rows that were not stored, their requests answered 503")
-LOG_PENDING = Gauge("prediction_log_pending_rows", "Rows of requests that wait for their COMMIT")
+LOG_ANSWERED = Counter("prediction_log_answered_rows_total", "Rows whose request was answered 200")
+LOG_STORED = Counter(
+    "prediction_log_stored_rows_total", "Rows that PostgreSQL has committed, those of earlier runs too"
+)
+LOG_REPEATED = Counter("prediction_log_repeated_rows_total", "Rows offered to PostgreSQL that were there already")
+LOG_REFUSED = Counter("prediction_log_refused_rows_total", "Rows whose request was answered 503 for want of the log")
+LOG_DEAD = Counter("prediction_log_dead_rows_total", "Rows that PostgreSQL refuses, kept in the spool's dead/")
+LOG_PENDING = Gauge("prediction_log_pending_rows", "Rows that were promised, or wait to be, and are not stored yet")
+LOG_LAG = Gauge("prediction_log_lag_seconds", "Age of the oldest row that was promised and is not stored yet")
 LOG_COMMIT_SECONDS = Histogram(
     "prediction_log_commit_seconds",
     "Time of one batch's insert and COMMIT",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
 LOG_BATCH_ROWS = Histogram(
-    "prediction_log_batch_rows", "Rows of one batch", buckets=(1, 4, 16, 64, 256, 1024, 4096, 16384)
+    "prediction_log_batch_rows", "Rows stored by one batch", buckets=(1, 4, 16, 64, 256, 1024, 4096, 16384)
 )
 LOG_FAILURES = Counter("prediction_log_failures_total", "Failed attempts to store a batch, by class", ["kind"])
+SPOOL_BYTES = Gauge("prediction_log_spool_bytes", "Size of the spool on disk, shipped segments that are kept included")
+SPOOL_FAILURES = Counter("prediction_log_spool_failures_total", "Groups that could not be written or synced to disk")
+SPOOL_TORN_TAILS = Counter(
+    "prediction_log_spool_torn_tails_total", "Unfinished ends of segments, never promised, dropped"
+)
+SPOOL_DAMAGED = Counter(
+    "prediction_log_spool_damaged_total", "Damaged places of promised segments, put aside in corrupt/"
+)
 
 LABELS = Counter("model_labels_total", "Received labels by what became of them", ["outcome"])
 LABEL_DELAY = Histogram(

@@ -16,6 +16,7 @@ Number = TypeVar("Number", int, float)
 
 F1Average = Literal["binary", "macro", "micro", "weighted"]
 LogFormat = Literal["json", "console"]
+Durability = Literal["fsync", "database", "os"]
 
 _BUNDLED = Path(__file__).parent / "bundled"
 BUNDLED_DIR = _BUNDLED if _BUNDLED.is_dir() else Path(__file__).parent.parent
@@ -39,6 +40,8 @@ class Settings:
     model_dir: Path
     default_model: str | None
     migrate_on_start: bool
+    durability: Durability
+    spool_max_bytes: int
     f1_interval_seconds: float
     quality_windows: tuple[QualityWindow, ...]
     f1_average: F1Average | None
@@ -63,6 +66,13 @@ class Settings:
             model_dir=Path(environ.get("MODEL_DIR") or BUNDLED_DIR / "demo" / "models").absolute(),
             default_model=environ.get("DEFAULT_MODEL") or None,
             migrate_on_start=read("MIGRATE_ON_START", "true", _parse_bool, "true or false"),
+            durability=read("DURABILITY", "fsync", _one_of(*get_args(Durability)), "fsync, database or os"),
+            spool_max_bytes=read(
+                "SPOOL_MAX_BYTES",
+                str(1024**3),
+                _between(64 * 1024**2, 1024**5, int),
+                "a number of bytes from 67108864 (64 MiB) to 1 PiB",
+            ),
             f1_interval_seconds=read(
                 "F1_INTERVAL_SECONDS", "15", _between(0.1, 86_400.0, float), "a number of seconds from 0.1 to 86400"
             ),

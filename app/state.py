@@ -7,11 +7,11 @@ import asyncpg
 from starlette.types import Scope
 
 from app.database.migrate import SchemaState
-from app.prediction_log.shipper import Shipper
+from app.prediction_log.log import PredictionLog
 from app.serving.batching import Batcher
 from app.serving.model import Model
 from app.serving.repository import ModelRepository
-from app.settings import F1Average, QualityWindow
+from app.settings import Durability, F1Average, QualityWindow
 
 
 @dataclass(slots=True)
@@ -19,7 +19,8 @@ class Lifecycle:
     """What changes in the life of the process and readiness depends on."""
 
     stopping: bool = False
-    schema: SchemaState = "current"
+    schema: SchemaState | None = None
+    """None: PostgreSQL has not been reached since the start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +29,10 @@ class State:
 
     repository: ModelRepository
     batchers: Mapping[Model, Batcher]
-    shipper: Shipper
+    log: PredictionLog
     pool: asyncpg.Pool
     lifecycle: Lifecycle
+    durability: Durability
     max_body_bytes: int
     max_batch_rows: int
     windows: tuple[QualityWindow, ...]

@@ -73,11 +73,15 @@ async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
 
 @pytest.fixture
 def open_client(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OpenClient:
-    """Open the application in this process, with its real lifespan, and a client for it; settings as keywords."""
+    """Open the application in this process, with its real lifespan, and a client for it; settings as keywords.
+
+    At level `database` unless told otherwise, so that a row is in the table when its request has been answered.
+    """
 
     @asynccontextmanager
     async def open_client(**settings: str) -> AsyncIterator[httpx2.AsyncClient]:
-        environment = {"DATABASE_URL": database_url, "DATA_DIR": str(tmp_path / "data"), **settings}
+        environment = {"DATABASE_URL": database_url, "DATA_DIR": str(tmp_path / "data"), "DURABILITY": "database"}
+        environment |= settings
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         async with LifespanManager(main, startup_timeout=60, shutdown_timeout=30) as manager:

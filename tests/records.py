@@ -7,8 +7,8 @@ from uuid import UUID
 import asyncpg
 
 from app.database.queries import Connection
-from app.prediction_log.queries import insert_records, make_partitions, register_version
-from app.prediction_log.record import EPOCH, Record, make_prediction_ids, time_from_ms
+from app.prediction_log.queries import insert_rows, make_partitions, register_version
+from app.prediction_log.record import EPOCH, Record, encode_record, make_prediction_ids, time_from_ms
 from app.quality.labels import Label
 
 MODEL, VERSION = "car-loan", "1"
@@ -33,8 +33,8 @@ def make_record(
         model_version=VERSION,
         predicted_class=predicted,
         score=0.75,
-        probabilities="{0.25,0.75}",
-        features='{"car_value": 1.5}',
+        probabilities=[0.25, 0.75],
+        features={"car_value": 1.5},
         external_id=external_id,
         request_id="test",
         role=role,
@@ -50,7 +50,12 @@ async def store(connection: Connection, *records: Record) -> None:
     """Store rows, their partitions made first."""
     days = [record.created_at.date() for record in records]
     await make_partitions(connection, min(days), max(days))
-    await insert_records(connection, records, timeout=10)
+    await insert_records(connection, records)
+
+
+async def insert_records(connection: Connection, records: Sequence[Record]) -> int:
+    """Store rows as the log does; return how many were not there already."""
+    return await insert_rows(connection, [encode_record(record) for record in records], timeout=10)
 
 
 async def register_demo(connection: Connection, model: str = MODEL, classes: Sequence[int | str] = (0, 1)) -> None:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from app.database.pool import open_pool
 from app.prediction_log.partitions import DAYS_AHEAD, make_partitions_ahead
-from app.prediction_log.queries import insert_records, make_partitions
+from app.prediction_log.queries import make_partitions
 from app.prediction_log.record import EPOCH
-from tests.records import count_rows, list_partitions, make_record
+from tests.records import count_rows, insert_records, list_partitions, make_record
 
 PARENTS = ("prediction_log", "prediction_label", "prediction_label_history")
 
@@ -89,7 +89,7 @@ async def test_partitions_are_days_of_utc(connection: asyncpg.Connection) -> Non
 async def test_row_goes_to_the_partition_of_its_day(connection: asyncpg.Connection, clock: str, partition: str) -> None:
     await make_partitions(connection, DAY - timedelta(days=1), DAY + timedelta(days=1))
 
-    await insert_records(connection, [make_record(datetime.fromisoformat(f"{DAY}T{clock}+00:00"))], timeout=10)
+    await insert_records(connection, [make_record(datetime.fromisoformat(f"{DAY}T{clock}+00:00"))])
 
     assert await connection.fetchval("SELECT tableoid::regclass::text FROM prediction_log") == (
         f"prediction_log_2024{partition}"
@@ -128,7 +128,7 @@ async def test_partitions_can_be_made_while_rows_are_written(database_url: str) 
                 async with pool.acquire() as connection:
                     at = datetime(2024, 3, 1, tzinfo=UTC) + timedelta(days=day)
                     await make_partitions(connection, at.date(), at.date())
-                    await insert_records(connection, [make_record(at) for _ in range(20)], timeout=10)
+                    await insert_records(connection, [make_record(at) for _ in range(20)])
 
         await asyncio.gather(*(write(start) for start in (0, 1, 2, 3)))
 

@@ -13,11 +13,15 @@ import pytest
 from app.database.embedded import run_embedded_server
 from app.database.migrate import upgrade_schema
 from tests.conftest import with_database
-from tests.load import find_lost, load
+from tests.load import Answers, find_lost, load
 from tests.processes import Server, find_free_port, wait_until
 
+LEVELS = pytest.mark.parametrize("durability", ["fsync", "os", "database"])
 
-async def test_sigterm_under_load_loses_no_answered_row(server: Server, database_url: str) -> None:
+
+@LEVELS
+async def test_sigterm_under_load_loses_no_answered_row(server: Server, database_url: str, durability: str) -> None:
+    server.environment["DURABILITY"] = durability
     await server.start()
 
     async with load(server.url) as answers:
@@ -43,7 +47,9 @@ async def test_sigterm_makes_not_ready_before_the_socket_closes(server: Server) 
     assert await server.wait() == -signal.SIGTERM
 
 
-async def test_sigkill_under_load_loses_no_answered_row(server: Server, database_url: str) -> None:
+@LEVELS
+async def test_sigkill_under_load_loses_no_answered_row(server: Server, database_url: str, durability: str) -> None:
+    server.environment["DURABILITY"] = durability
     await server.start()
 
     async with load(server.url) as answers:
@@ -53,12 +59,14 @@ async def test_sigkill_under_load_loses_no_answered_row(server: Server, database
             await server.start()
         await wait_until(lambda: has_promised(answers.promised, 1200))
 
-    assert await find_lost(database_url, answers) == []
+    await wait_until(lambda: has_lost_nothing(database_url, answers))
     assert "500" not in answers.seen
 
 
-async def test_four_processes_start_at_once_on_an_empty_database(empty_database_url: str) -> None:
-    servers = [Server({"DATABASE_URL": empty_database_url}) for _ in range(4)]
+async def test_four_processes_start_at_once_on_an_empty_database(empty_database_url: str, tmp_path: Path) -> None:
+    servers = [
+        Server({"DATABASE_URL": empty_database_url, "DATA_DIR": str(tmp_path / str(replica))}) for replica in range(4)
+    ]
 
     try:
         await asyncio.gather(*(server.start() for server in servers))
@@ -87,8 +95,8 @@ async def test_embedded_server_is_stopped_with_the_process_and_reused(open_path:
         await server.wait()
 
 
-async def test_a_restart_of_postgresql_is_survived(open_path: Path) -> None:
-    server = Server({"DATA_DIR": str(open_path / "data")})
+async def test_a_crash_of_postgresql_is_answered_503_at_level_database(open_path: Path) -> None:
+    server = Server({"DATA_DIR": str(open_path / "data"), "DURABILITY": "database"})
     try:
         async with run_embedded_server(open_path / "postgres") as url:
             server.environment["DATABASE_URL"] = url
@@ -149,6 +157,7 @@ async def test_start_with_a_wrong_password_ends_in_one_line(server: Server, data
 async def test_start_with_nobody_at_the_url_ends_in_one_line(server: Server) -> None:
     port = find_free_port()
     server.environment["DATABASE_URL"] = f"postgresql://user:geheim@127.0.0.1:{port}/mlops"
+    server.environment["DURABILITY"] = "database"
 
     await server.start(wait=False)
     status = await server.wait()
@@ -182,8 +191,17 @@ async def test_start_with_a_postgresql_that_is_too_old_ends_in_one_line(server: 
     assert "Traceback" not in server.log.decode()
 
 
-async def test_start_without_migration_is_not_ready_until_somebody_migrates(empty_database_url: str) -> None:
-    server = Server({"DATABASE_URL": empty_database_url, "MIGRATE_ON_START": "false"})
+async def test_start_without_migration_is_not_ready_until_somebody_migrates(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    server = Server(
+        {
+            "DATABASE_URL": empty_database_url,
+            "DATA_DIR": str(tmp_path / "data"),
+            "MIGRATE_ON_START": "false",
+            "DURABILITY": "database",
+        }
+    )
     try:
         await server.start(wait=False)
         async with httpx2.AsyncClient(base_url=server.url) as client:
@@ -198,6 +216,10 @@ async def test_start_without_migration_is_not_ready_until_somebody_migrates(empt
     assert "schema_behind" in {reason["code"] for reason in answer.json()["reasons"]}
     assert refused.status_code == 503
     assert accepted.status_code == 200
+
+
+async def has_lost_nothing(url: str, answers: Answers) -> bool:
+    return await find_lost(url, answers) == []
 
 
 async def has_promised(promised: Sized, count: int) -> bool:

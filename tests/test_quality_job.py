@@ -19,7 +19,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from app import metrics
 from app.database.pool import open_pool
-from app.jobs import Jobs
+from app.jobs import Jobs, JobSettings
 from app.settings import F1Average, QualityWindow
 from app.state import Lifecycle
 from tests.conftest import OpenClient
@@ -42,7 +42,8 @@ FREE_JOB_LOCK = "SELECT pg_advisory_unlock(hashtext('scorekeeper quality job'))"
 async def open_jobs(database_url: str, interval: float = 0) -> AsyncIterator[Jobs]:
     """The jobs of a replica of its own, which computes again after half the interval."""
     async with open_pool(database_url, 2) as pool:
-        yield Jobs(pool, [], Lifecycle(), WINDOWS, None, timedelta(seconds=interval))
+        settings = JobSettings(migrate=True, windows=WINDOWS, f1_average=None, f1_interval=timedelta(seconds=interval))
+        yield Jobs(database_url, pool, [], Lifecycle(), settings)
 
 
 @pytest.fixture
@@ -91,7 +92,10 @@ async def wait_for_results(client: httpx2.AsyncClient, labelled: int) -> list[di
 
     async def are_counted() -> list[dict[str, Any]]:
         results: list[dict[str, Any]] = (await client.get("/quality")).json()["results"]
-        return results if results and all(result["labelled"] == labelled for result in results) else []
+        metrics = (await client.get("/metrics")).text  # exported a moment after the results are stored
+        exported = [line for line in metrics.splitlines() if line.startswith("model_labelled_predictions{")]
+        counted = [result["labelled"] for result in results] + [float(line.split()[-1]) for line in exported]
+        return results if exported and set(counted) == {labelled} else []
 
     return await wait_until(are_counted)
 

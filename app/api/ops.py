@@ -11,8 +11,10 @@ from app.state import State, get_state
 
 async def health(request: Request) -> Response:
     """Answer 200 with what is wrong, if anything; ready tells a load balancer, this tells a person."""
-    reasons = find_reasons(get_state(request.scope))
-    return _json({"status": "degraded" if reasons else "ok", "reasons": reasons}, 200)
+    state = get_state(request.scope)
+    reasons = find_refusals(state) + find_troubles(state)
+    unique = list({reason["code"]: reason for reason in reasons}.values())
+    return _json({"status": "degraded" if unique else "ok", "reasons": unique}, 200)
 
 
 async def live(request: Request) -> Response:  # noqa: ARG001  # a process that answers is alive, whatever it asks
@@ -22,26 +24,42 @@ async def live(request: Request) -> Response:  # noqa: ARG001  # a process that 
 
 async def ready(request: Request) -> Response:
     """Answer 200 while /predict can keep its promise, else 503."""
-    reasons = find_reasons(get_state(request.scope))
+    reasons = find_refusals(get_state(request.scope))
     return _json({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
 
 
 async def expose_metrics(request: Request) -> Response:
     """Answer in the Prometheus text format, or OpenMetrics if the client accepts it."""
+    get_state(request.scope).log.export()
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(REGISTRY), headers={"Content-Type": content_type})
 
 
-def find_reasons(state: State) -> list[dict[str, str]]:
+def find_refusals(state: State) -> list[dict[str, str]]:
     """List why /predict cannot keep its promise now."""
     reasons = []
     if state.lifecycle.stopping:
         reasons.append({"code": "stopping", "detail": "the server is shutting down"})
-    if state.lifecycle.schema == "behind":
-        reasons.append({"code": "schema_behind", "detail": "the database schema is behind: run `alembic upgrade head`"})
-    if state.shipper.failure is not None:
-        reasons.append({"code": f"log_{state.shipper.failure.kind}", "detail": "PostgreSQL does not take predictions"})
+    if state.lifecycle.schema == "behind" and state.durability == "database":
+        reasons.append(SCHEMA_BEHIND)
+    if refusal := state.log.find_refusal():
+        reasons.append({"code": refusal.code, "detail": refusal.detail})
     return reasons
+
+
+def find_troubles(state: State) -> list[dict[str, str]]:
+    """List what is wrong although /predict can keep its promise."""
+    reasons = []
+    if state.lifecycle.schema == "behind":
+        reasons.append(SCHEMA_BEHIND)
+    if state.lifecycle.schema is None:
+        reasons.append({"code": "database_unprepared", "detail": "PostgreSQL has not been reached since the start"})
+    if trouble := state.log.find_trouble():
+        reasons.append({"code": trouble.code, "detail": trouble.detail})
+    return reasons
+
+
+SCHEMA_BEHIND = {"code": "schema_behind", "detail": "the database schema is behind: run `alembic upgrade head`"}
 
 
 def _json(answer: object, status: int) -> Response:

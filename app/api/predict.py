@@ -15,7 +15,15 @@ from app.api.body import check_repeated_names, decode_body, read_body, run_sized
 from app.api.features import Row, read_features
 from app.api.middleware import get_request_id
 from app.errors import Fault, invalid
-from app.prediction_log.record import TEXT_LIMIT, Record, is_storable, make_prediction_ids, read_clock_ms, time_from_ms
+from app.prediction_log.record import (
+    TEXT_LIMIT,
+    Record,
+    encode_record,
+    is_storable,
+    make_prediction_ids,
+    read_clock_ms,
+    time_from_ms,
+)
 from app.serving.model import Model, Scores
 from app.state import get_state
 
@@ -56,7 +64,7 @@ DECODER = msgspec.json.Decoder(PredictBody)
 
 
 async def predict(request: Request) -> Response:
-    """Score rows; the 200 is sent when their log rows are committed."""
+    """Score rows; the 200 is sent when the log has promised to store them."""
     state = get_state(request.scope)
     body = await read_body(request, state.max_body_bytes)
     asked = await run_sized(body, decode_predict, body)
@@ -67,7 +75,7 @@ async def predict(request: Request) -> Response:
     check_finite(scores, list_pointers(asked))
     request_id = get_request_id(request.scope)
     records = await run_sized(body, make_records, model, values, scores, list_external_ids(asked), request_id)
-    await state.shipper.store(records)
+    await state.log.store(await run_sized(body, encode_records, records))
     await run_sized(body, count_predictions, model, scores)
     answer = await run_sized(body, encode_answer, model, records, scores, many=asked.instances is not UNSET)
     return Response(answer, media_type="application/json")
@@ -146,7 +154,6 @@ def make_records(
     clock_ms = read_clock_ms()
     created_at = time_from_ms(clock_ms)
     names, classes = model.signature.feature_names, model.signature.class_texts
-    encode = msgspec.json.Encoder().encode
     return [
         Record(
             prediction_id=prediction_id,
@@ -155,8 +162,8 @@ def make_records(
             model_version=model.version,
             predicted_class=classes[predicted],
             score=score,
-            probabilities=f"{{{','.join(map(repr, probabilities))}}}",
-            features=encode(dict(zip(names, row, strict=True))).decode(),
+            probabilities=probabilities,
+            features=dict(zip(names, row, strict=True)),
             external_id=external_id,
             request_id=request_id,
         )
@@ -170,6 +177,11 @@ def make_records(
             strict=True,
         )
     ]
+
+
+def encode_records(records: Sequence[Record]) -> list[bytes]:
+    """Encode rows for the log."""
+    return [encode_record(record) for record in records]
 
 
 def count_predictions(model: Model, scores: Scores) -> None:

@@ -69,6 +69,10 @@ async def open_pool(url: str, max_size: int) -> AsyncIterator[asyncpg.Pool]:
             pool.terminate()
 
 
+class DatabaseUnreachableError(StartupError):
+    """Nobody answers where PostgreSQL should be; it may come later."""
+
+
 class DatabaseUnavailableError(UnavailableError):
     """PostgreSQL did not do what was asked; why is in the server's log, not in the answer."""
 
@@ -88,6 +92,8 @@ async def check_server(url: str) -> None:
     """Connect once; raise StartupError with one line when that fails or the server is too old."""
     try:
         connection = await _connect_when_started(url)
+    except (OSError, asyncpg.ConnectionDoesNotExistError, asyncpg.CannotConnectNowError) as error:
+        raise DatabaseUnreachableError(describe_connection_error(url, error)) from error
     except ConnectionFailure as error:
         raise StartupError(describe_connection_error(url, error)) from error
     version = connection.get_server_version()

@@ -15,10 +15,7 @@ TEXT_LIMIT = 200
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """One prediction, every column encoded already, so that nothing can turn out to be unstorable after the answer.
-
-    `created_at` is the instant of `prediction_id`; `probabilities` is the text of a PostgreSQL array, `features` JSON.
-    """
+    """One prediction. `created_at` is the instant of `prediction_id`; a missing feature is None."""
 
     prediction_id: UUID
     created_at: datetime
@@ -26,11 +23,22 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     model_version: str
     predicted_class: str
     score: float
-    probabilities: str
-    features: str
+    probabilities: list[float]
+    features: dict[str, float | None]
     external_id: str | None
     request_id: str
     role: str = "live"
+
+
+encode_record = msgspec.json.Encoder().encode
+"""Return a record as the JSON object that the spool keeps and PostgreSQL reads; all of it is storable by then."""
+
+
+class RowDate(msgspec.Struct, frozen=True):
+    """Of an encoded record, what tells its partition and its age."""
+
+    prediction_id: UUID
+    created_at: datetime
 
 
 def read_clock_ms() -> int:

@@ -1,213 +1,167 @@
-"""Records to PostgreSQL in batches: a batch forms while the previous one commits, its requests wait for the COMMIT.
+"""Ship the spool to PostgreSQL, for ever: what is on the disk is stored in order, or put aside in dead/, never dropped.
 
-This is the level `database` of durability: `store` returns when the rows are committed, or raises.
+Rows are always read from the files, which the page cache still holds when all is well: so health, an outage and a
+restart are one path, and memory is one batch whatever waits.
 """
 
 import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import asyncpg
+import msgspec
 
 from app import metrics
-from app.errors import UnavailableError
-from app.prediction_log.failures import FailureKind, classify_failure
-from app.prediction_log.queries import insert_records, make_partitions
-from app.prediction_log.record import Record
-from app.tasks import OnTaskDeath, own_task
+from app.prediction_log.inserter import Inserter, InsertError, LogFailure
+from app.prediction_log.journal import Journal, Segment
+from app.prediction_log.reader import Batch, SpoolReader, write_aside
+from app.prediction_log.record import RowDate
 
 logger = logging.getLogger(__name__)
 
-MAX_PENDING_ROWS = 50_000
-"""Rows that may wait for a COMMIT, about a second of what PostgreSQL takes; beyond, requests are refused."""
+LINGER_SECONDS = 0.02
+"""Pause between batches, in which the next one grows: a row is in the table about this much after its answer."""
 
-MAX_BATCH_ROWS = 5_000
-"""Requests join a batch up to this many rows; one larger request goes alone. More rows are not faster."""
+IDLE_SECONDS = 2.0
+"""How often an idle shipper tries an insert of no rows, so that /health tells the truth without traffic."""
 
-SHIP_SECONDS = 5.0
-"""How long a batch is tried before its requests are answered 503: longer than a restart of PostgreSQL's pooler."""
-
-PROBE_SECONDS = 1.0
-"""How often an idle or failing log tries an insert of no rows, so that readiness tells the truth without traffic."""
-
-RETRY_BASE_SECONDS, RETRY_CAP_SECONDS = 0.05, 1.0
+RETRY_BASE_SECONDS, RETRY_CAP_SECONDS = 0.1, 30.0
 """Bounds of the pause between two attempts, drawn with full jitter."""
 
-ATTEMPT_ERRORS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-
-
-class LogUnavailableError(UnavailableError):
-    """PostgreSQL does not take rows now, or more rows wait than it can take soon: nothing is promised."""
-
-
-@dataclass(frozen=True, slots=True)
-class LogFailure:
-    """Why the last attempt to store rows failed. `reason` is for the operator: the server's words, no data of rows."""
-
-    kind: FailureKind
-    reason: str
-    since: float
-
-
-@dataclass(slots=True)
-class _Group:
-    """The rows of one request: stored together or not at all."""
-
-    records: Sequence[Record]
-    stored: "asyncio.Future[None]"
+WATCH_SECONDS = 10.0
+"""How often PostgreSQL is asked whether a standby has taken over."""
 
 
 class Shipper:
-    """Stores records. Full (MAX_PENDING_ROWS) or failing: LogUnavailableError at once. `failure` is None when well."""
+    """Stores what the journal has promised. `failure` is None when the last attempt held."""
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
-        self._pool = pool
-        self._waiting: list[_Group] = []
-        self._shipping: list[_Group] = []
-        self._pending_rows = 0
-        self._arrived = asyncio.Event()
+    def __init__(self, journal: Journal, inserter: Inserter) -> None:
+        self._journal = journal
+        self._inserter = inserter
+        self._reader = SpoolReader(journal.segments, journal.directory)
+        self._oldest: float | None = None
+        self._cluster: str | None = None
+        self._next_watch = 0.0
         self.failure: LogFailure | None = None
+        self._recovered_rows = 0
+        self._shipped_rows = 0
 
-    async def store(self, records: Sequence[Record]) -> None:
-        """Return when PostgreSQL has committed all `records`; raise LogUnavailableError when that is not certain."""
-        if self.failure is not None:
-            metrics.LOG_REFUSED.inc(len(records))
-            raise LogUnavailableError("PostgreSQL does not take predictions now")
-        if self._pending_rows and self._pending_rows + len(records) > MAX_PENDING_ROWS:
-            metrics.LOG_REFUSED.inc(len(records))
-            raise LogUnavailableError("too many predictions wait to be stored")
-        group = _Group(records, asyncio.get_running_loop().create_future())
-        self._waiting.append(group)
-        self._pending_rows += len(records)
-        self._arrived.set()
-        await group.stored
+    @property
+    def lag_seconds(self) -> float:
+        """Age of the oldest row that waits to be stored; 0 when none does."""
+        return 0.0 if self._oldest is None else max(0.0, time.time() - self._oldest)
+
+    @property
+    def pending_rows(self) -> int:
+        """Rows on the disk that are not stored yet."""
+        return max(0, self._recovered_rows + self._journal.appended_rows - self._shipped_rows)
 
     async def run(self) -> None:
-        """Ship batches until cancelled; probe while there is nothing to ship. Nobody is left waiting at the end."""
-        try:
-            while True:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(PROBE_SECONDS):
-                        await self._arrived.wait()
-                self._shipping = self._take_batch()
-                await self._ship(self._shipping)
-        finally:
-            self.failure = LogFailure("transient", "the shipper has stopped", time.time())
-            self._settle(self._shipping + self._waiting, LogUnavailableError("the server is stopping"))
+        """Ship until cancelled, first what an earlier run has left."""
+        self._recovered_rows = await asyncio.to_thread(self._reader.count_recovered_rows)
+        if self._recovered_rows:
+            logger.info("the spool holds %d rows of earlier runs, to be offered again", self._recovered_rows)
+        while True:
+            await self._watch_cluster()
+            self._journal.grown.clear()
+            batch = await asyncio.to_thread(self._reader.read)
+            if batch is None:
+                await self._idle()
+            else:
+                await self._ship(batch)
+            await asyncio.sleep(LINGER_SECONDS)
 
-    def _take_batch(self) -> list[_Group]:
-        rows = taken = 0
-        for group in self._waiting:
-            if taken and rows + len(group.records) > MAX_BATCH_ROWS:
-                break
-            rows += len(group.records)
-            taken += 1
-        batch = self._waiting[:taken]
-        del self._waiting[:taken]
-        if not self._waiting:
-            self._arrived.clear()
-        return batch
+    async def _ship(self, batch: Batch) -> None:
+        """Store a batch, however long it takes, and move on."""
+        payloads = [frame.payload for frame in batch.frames]
+        if payloads:
+            self._oldest = read_instant(payloads[0])
+            await self._store(payloads)
+            self._oldest = None
+        self._reader.advance(batch)
+        self._shipped_rows += batch.rows
+        self._mark_shipped(batch.segment)
 
-    async def _ship(self, batch: list[_Group]) -> None:
-        """Insert until it holds, the time is over, or the error says that trying again is of no use."""
-        deadline = time.monotonic() + SHIP_SECONDS
+    async def _store(self, payloads: Sequence[bytes]) -> None:
         attempt = 0
         while True:
             try:
-                await self._insert([record for group in batch for record in group.records])
-            except ATTEMPT_ERRORS as error:
-                attempt += 1
-                if await self._handle(error, batch, attempt, deadline):
+                await self._inserter.insert(payloads)
+            except InsertError as error:
+                if error.kind == "poison":
+                    await self._isolate(payloads, error)
                     return
+                attempt += 1
+                self._note(error)
+                if attempt > 1:  # after a restart of the server only the first use of a pooled connection fails
+                    longest = min(RETRY_CAP_SECONDS, RETRY_BASE_SECONDS * 2.0 ** min(attempt, 20))
+                    await asyncio.sleep(random.uniform(0, longest))  # noqa: S311
             else:
-                self._confirm(batch)
+                self._note(None)
                 return
 
-    async def _insert(self, records: Sequence[Record]) -> None:
-        """Insert once. Connect, insert and give back are each bounded, also against a server that is frozen."""
-        started = time.perf_counter()
-        async with self._pool.acquire(timeout=SHIP_SECONDS) as connection:
-            await insert_records(connection, records, timeout=SHIP_SECONDS)
-        if records:
-            metrics.LOG_COMMIT_SECONDS.observe(time.perf_counter() - started)
-            metrics.LOG_BATCH_ROWS.observe(len(records))
+    async def _isolate(self, payloads: Sequence[bytes], error: InsertError) -> None:
+        """Find the rows that PostgreSQL refuses by halves, and keep each in dead/ for a person to look at."""
+        if len(payloads) == 1:
+            payloads = [bytes(row) for row in msgspec.json.decode(b"[" + payloads[0] + b"]", type=list[msgspec.Raw])]
+        if len(payloads) == 1:
+            name = f"{msgspec.json.decode(payloads[0], type=RowDate).prediction_id}.json"
+            await asyncio.to_thread(write_aside, self._journal.directory / "dead", name, payloads[0])
+            metrics.LOG_DEAD.inc()
+            logger.error("PostgreSQL refuses a row, kept in dead/%s: %s", name, error)
+            return
+        middle = len(payloads) // 2
+        await self._store(payloads[:middle])
+        await self._store(payloads[middle:])
 
-    async def _handle(self, error: Exception, batch: list[_Group], attempt: int, deadline: float) -> bool:
-        """Act on a failed attempt; return whether the batch is settled, else it is to be tried again."""
-        kind = classify_failure(error)
-        metrics.LOG_FAILURES.labels(kind).inc()
-        if kind == "poison" and len(batch) > 1:
-            middle = len(batch) // 2
-            await self._ship(batch[:middle])
-            await self._ship(batch[middle:])
-            return True
-        if kind == "partition" and attempt == 1 and await self._make_missing_partitions(batch):
-            return False
-        if kind == "transient" and time.monotonic() < deadline:
-            await self._pool.expire_connections()
-            if attempt > 1:  # after a restart of the server only the first use of a pooled connection fails
-                pause = random.uniform(0, min(RETRY_CAP_SECONDS, RETRY_BASE_SECONDS * 2**attempt))  # noqa: S311
-                await asyncio.sleep(pause)
-            return False
-        self._refuse(batch, error, kind)
-        return True
-
-    async def _make_missing_partitions(self, batch: list[_Group]) -> bool:
-        days = [record.created_at.date() for group in batch for record in group.records]
+    async def _idle(self) -> None:
+        """Wait for rows, and meanwhile look whether PostgreSQL is there."""
         try:
-            async with self._pool.acquire(timeout=SHIP_SECONDS) as connection:
-                await make_partitions(connection, min(days), max(days))
-        except ATTEMPT_ERRORS as error:
-            logger.warning("cannot make partitions for %s to %s: %s", min(days), max(days), error)
-            return False
-        return True
-
-    def _confirm(self, batch: list[_Group]) -> None:
-        if self.failure is not None:
-            logger.info("the prediction log takes rows again")
-            self.failure = None
-        metrics.LOG_STORED.inc(sum(len(group.records) for group in batch))
-        self._settle(batch, None)
-
-    def _refuse(self, batch: list[_Group], error: Exception, kind: FailureKind) -> None:
-        """Give up on a batch, and on all that waits behind it unless only this batch's rows are at fault."""
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        if kind == "poison" and batch:
-            logger.error("PostgreSQL refuses a row of a request: %s", type(error).__name__)
-        else:
-            if self.failure is None:
-                logger.warning("the prediction log takes no rows (%s): %s", kind, reason)
-            self.failure = LogFailure(kind, reason, self.failure.since if self.failure else time.time())
-            batch = batch + self._waiting
-            self._waiting = []
-            self._arrived.clear()
-        metrics.LOG_REFUSED.inc(sum(len(group.records) for group in batch))
-        self._settle(batch, LogUnavailableError("PostgreSQL did not take this prediction"))
-
-    def _settle(self, batch: list[_Group], error: LogUnavailableError | None) -> None:
-        for group in batch:
-            if group.stored.done():
-                continue  # its client has gone, or an earlier half of this batch has been settled
-            if error is None:
-                group.stored.set_result(None)
+            async with asyncio.timeout(IDLE_SECONDS):
+                await self._journal.grown.wait()
+        except TimeoutError:
+            try:
+                await self._inserter.insert([])
+            except InsertError as error:
+                self._note(error)
             else:
-                group.stored.set_exception(error)
-        self._count_pending()
+                self._note(None)
 
-    def _count_pending(self) -> None:
-        self._pending_rows = sum(
-            len(group.records) for group in self._shipping + self._waiting if not group.stored.done()
-        )
-        metrics.LOG_PENDING.set(self._pending_rows)
+    def _mark_shipped(self, segment: Segment) -> None:
+        if self._reader.is_finished(segment):
+            segment.shipped_at = time.monotonic()
+
+    async def _watch_cluster(self) -> None:
+        """Offer all that is kept again when a standby has taken over: it may lack the last commits."""
+        if time.monotonic() < self._next_watch:
+            return
+        self._next_watch = time.monotonic() + WATCH_SECONDS
+        try:
+            cluster = await self._inserter.watch_cluster()
+        except InsertError as error:
+            logger.debug("cannot ask PostgreSQL for its history: %s", error)
+            return
+        if self._cluster not in (None, cluster):
+            logger.warning("PostgreSQL is now %s, it was %s: offering all kept rows again", cluster, self._cluster)
+            for segment in self._journal.segments:
+                segment.shipped_at = None
+            self._reader.rewind()
+            self._shipped_rows = 0
+        self._cluster = cluster
+
+    def _note(self, error: InsertError | None) -> None:
+        if error is None:
+            if self.failure is not None:
+                logger.info("PostgreSQL takes predictions again")
+            self.failure = None
+        elif self.failure is None or self.failure.reason != error.reason:
+            logger.warning("PostgreSQL takes no predictions, they wait on disk (%s): %s", error.kind, error)
+            since = self.failure.since if self.failure else time.time()
+            self.failure = LogFailure(error.kind, error.reason, since)
 
 
-@asynccontextmanager
-async def open_shipper(pool: asyncpg.Pool, on_death: OnTaskDeath) -> AsyncIterator[Shipper]:
-    """Run a shipper until exit; whoever stores has been answered by then, since requests end before the lifespan."""
-    shipper = Shipper(pool)
-    async with own_task(shipper.run(), "prediction log", on_death):
-        yield shipper
+def read_instant(payload: bytes) -> float:
+    """Return when the rows of a payload were made, in seconds since 1970: one clock reading dates them all."""
+    rows = msgspec.json.decode(b"[" + payload + b"]", type=list[RowDate])
+    return rows[0].created_at.timestamp()

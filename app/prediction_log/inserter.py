@@ -1,0 +1,94 @@
+"""One attempt to store rows in PostgreSQL, and what its failure means."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date
+
+import asyncpg
+import msgspec
+
+from app import metrics
+from app.prediction_log.failures import FailureKind, classify_failure
+from app.prediction_log.queries import insert_rows, make_partitions, read_cluster_history
+from app.prediction_log.record import RowDate
+
+ATTEMPT_SECONDS = 5.0
+"""For each step of an attempt (connect, insert, give back the connection), also against a server that is frozen."""
+
+ATTEMPT_ERRORS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
+
+@dataclass(frozen=True, slots=True)
+class LogFailure:
+    """Why rows could not be stored. `reason` is for the operator: the server's words, no data of rows."""
+
+    kind: FailureKind
+    reason: str
+    since: float = field(default_factory=time.time)
+
+
+class InsertError(Exception):
+    """An attempt failed; nothing of the batch is known to be stored, all of it may be."""
+
+    def __init__(self, kind: FailureKind, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.reason = reason
+
+
+class Inserter:
+    """Stores batches through a pool of its own."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+
+    async def watch_cluster(self) -> str:
+        """Return the name of PostgreSQL's history: another one means that a standby has taken over."""
+        try:
+            async with self._pool.acquire(timeout=ATTEMPT_SECONDS) as connection:
+                return await read_cluster_history(connection)
+        except ATTEMPT_ERRORS as error:
+            raise await self._explain(error) from error
+
+    async def insert(self, rows: Sequence[bytes]) -> None:
+        """Store `rows`, each one or several JSON objects; partitions that are missing are made. Raises InsertError."""
+        try:
+            try:
+                await self._insert(rows)
+            except asyncpg.CheckViolationError as error:
+                if classify_failure(error) != "partition":
+                    raise
+                await self._make_partitions(rows)
+                await self._insert(rows)
+        except ATTEMPT_ERRORS as error:
+            raise await self._explain(error) from error
+
+    async def _insert(self, rows: Sequence[bytes]) -> None:
+        started = time.perf_counter()
+        async with self._pool.acquire(timeout=ATTEMPT_SECONDS) as connection:
+            stored = await insert_rows(connection, rows, timeout=ATTEMPT_SECONDS)
+        if rows:
+            metrics.LOG_COMMIT_SECONDS.observe(time.perf_counter() - started)
+            metrics.LOG_BATCH_ROWS.observe(stored)
+            metrics.LOG_STORED.inc(stored)
+
+    async def _make_partitions(self, rows: Sequence[bytes]) -> None:
+        days = list_days(rows)
+        async with self._pool.acquire(timeout=ATTEMPT_SECONDS) as connection:
+            for day in days:
+                await make_partitions(connection, day, day)
+
+    async def _explain(self, error: Exception) -> InsertError:
+        kind = classify_failure(error)
+        metrics.LOG_FAILURES.labels(kind).inc()
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        if kind == "transient":
+            await self._pool.expire_connections()
+        return InsertError(kind, reason)
+
+
+def list_days(rows: Sequence[bytes]) -> list[date]:
+    """Return the days (UTC) of encoded rows, ascending."""
+    dates = msgspec.json.decode(b"[" + b",".join(rows) + b"]", type=list[RowDate])
+    return sorted({row.created_at.date() for row in dates})

@@ -1,0 +1,147 @@
+"""The spool's file format: append-only segments of checksummed frames, read back frame by frame.
+
+A segment is a header and then frames, one per request. Integers are little-endian:
+
+    header  magic 8s | spool uuid 16s | sequence u64 | acknowledged length of the segment before u64 | crc u32
+    frame   magic 4s | length u32 | rows u32 | crc u32 over length, rows and payload | payload
+
+The payload is the request's rows as JSON objects, joined by commas, so that a batch of frames is a JSON array when put
+in brackets, and an operator can read what is on the disk.
+"""
+
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+HEADER = struct.Struct("<8s16sQQ")
+HEADER_CRC = struct.Struct("<I")
+HEADER_BYTES = HEADER.size + HEADER_CRC.size
+SEGMENT_MAGIC = b"SKSPOOL1"
+"""The last character is the version of the format."""
+
+NOT_KNOWN = 2**64 - 1
+
+FRAME = struct.Struct("<4sIII")
+FRAME_MAGIC = b"\xf5SKF"
+"""Begins with a byte that no UTF-8 text contains, so that it is not found inside a payload."""
+
+FRAME_LENGTHS = struct.Struct("<II")
+
+FRAME_BYTES = 256 * 1024
+"""A request of many rows is spread over frames of about this size, so that no batch to PostgreSQL is much longer."""
+
+MAX_PAYLOAD_BYTES = 32 * 1024**2
+"""A longer frame is damage: rows of a larger request are spread over several frames, and no row is as long."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentHeader:
+    """Which segment it is, and how much of the one before had been acknowledged when it was begun, None: not known."""
+
+    spool: bytes
+    sequence: int
+    acknowledged_before: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Rows of one request: `payload` is `rows` JSON objects joined by commas; `end` is where the next one begins."""
+
+    payload: bytes
+    rows: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Bytes from `start` to `end` that are no valid frame."""
+
+    start: int
+    end: int
+
+
+def encode_header(header: SegmentHeader) -> bytes:
+    """Return the first bytes of a segment."""
+    before = NOT_KNOWN if header.acknowledged_before is None else header.acknowledged_before
+    fields = HEADER.pack(SEGMENT_MAGIC, header.spool, header.sequence, before)
+    return fields + HEADER_CRC.pack(zlib.crc32(fields))
+
+
+def decode_header(data: bytes) -> SegmentHeader | None:
+    """Return the header at the beginning of a segment, None when it is damaged or torn."""
+    if len(data) < HEADER_BYTES:
+        return None
+    magic, spool, sequence, acknowledged_before = HEADER.unpack_from(data)
+    (crc,) = HEADER_CRC.unpack_from(data, HEADER.size)
+    if magic != SEGMENT_MAGIC or crc != zlib.crc32(data[: HEADER.size]):
+        return None
+    return SegmentHeader(spool, sequence, None if acknowledged_before == NOT_KNOWN else acknowledged_before)
+
+
+def encode_frame(payload: bytes, rows: int) -> bytes:
+    """Return the bytes of one request's rows."""
+    length = len(payload)
+    crc = zlib.crc32(payload, zlib.crc32(FRAME_LENGTHS.pack(length, rows)))
+    return FRAME.pack(FRAME_MAGIC, length, rows, crc) + payload
+
+
+def encode_rows(rows: Sequence[bytes]) -> bytes:
+    """Return a request's rows as frames, as many as keep each short of FRAME_BYTES where its rows are shorter."""
+    if len(rows) == 1:
+        return encode_frame(rows[0], 1)
+    frames, start, size = [], 0, 0
+    for index, row in enumerate(rows):
+        if size and size + len(row) > FRAME_BYTES:
+            frames.append(encode_frame(b",".join(rows[start:index]), index - start))
+            start, size = index, 0
+        size += len(row) + 1
+    frames.append(encode_frame(b",".join(rows[start:]), len(rows) - start))
+    return b"".join(frames)
+
+
+def decode_frame(data: bytes, at: int, base: int = 0) -> Frame | None:
+    """Return the frame that begins at `data[at]`, None when none does or it is not all there.
+
+    `base` is where `data` begins in its segment; the frame's own positions are the segment's.
+    """
+    begin = at + FRAME.size
+    if begin > len(data):
+        return None
+    magic, length, rows, crc = FRAME.unpack_from(data, at)
+    if magic != FRAME_MAGIC or length > MAX_PAYLOAD_BYTES or begin + length > len(data):
+        return None
+    payload = data[begin : begin + length]
+    if zlib.crc32(payload, zlib.crc32(FRAME_LENGTHS.pack(length, rows))) != crc:
+        return None
+    return Frame(payload, rows, base + at, base + begin + length)
+
+
+def read_frames(data: bytes, base: int) -> tuple[list[Frame], list[Damage]]:
+    """Read all frames of `data`, which begins at `base` of its segment; what lies between valid ones is damage.
+
+    Damage that reaches to the end of `data` may be a frame that is not all there yet, or a torn one.
+    """
+    frames: list[Frame] = []
+    damages: list[Damage] = []
+    at = 0
+    while at < len(data):
+        frame = decode_frame(data, at, base)
+        if frame is None:
+            begin = at
+            at = _find_frame(data, at + 1)
+            damages.append(Damage(base + begin, base + at))
+        else:
+            frames.append(frame)
+            at = frame.end - base
+    return frames, damages
+
+
+def _find_frame(data: bytes, at: int) -> int:
+    """Return where the next valid frame begins, the end of `data` when there is none."""
+    while (at := data.find(FRAME_MAGIC, at)) >= 0:
+        if decode_frame(data, at) is not None:
+            return at
+        at += 1
+    return len(data)
