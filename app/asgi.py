@@ -16,6 +16,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api import labels, models, ops, predict, predictions, quality
+from app.api.answer import make_batcher
 from app.api.middleware import RequestMiddleware
 from app.api.problem import render_bug, render_error, render_http_exception
 from app.database.pool import DatabaseUnreachableError, open_database_url, open_pool
@@ -23,7 +24,7 @@ from app.errors import ScorekeeperError, StartupError
 from app.jobs import Jobs, JobSettings, open_scheduler
 from app.logs import configure_logging
 from app.prediction_log.log import open_log
-from app.serving.batching import open_batchers
+from app.serving.batching import open_executor
 from app.serving.repository import load_repository
 from app.settings import Durability, Settings
 from app.state import Lifecycle, State
@@ -72,12 +73,13 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, State]]:  # noqa: 
         await prepare_database(jobs, settings.durability)
         async with (
             open_log(log_pool, settings.durability, spool, settings.spool_max_bytes, stop_server) as log,
-            open_batchers(repository.all()) as batchers,
+            open_executor() as executor,
             open_scheduler(jobs, f1_interval),
         ):
             state = State(
+                loop=asyncio.get_running_loop(),
                 repository=repository,
-                batchers=batchers,
+                batchers={model: make_batcher(model, log, executor) for model in repository.all()},
                 log=log,
                 pool=pool,
                 lifecycle=lifecycle,
@@ -138,6 +140,9 @@ requests = RequestMiddleware(starlette)
 
 async def main(scope: Scope, receive: Receive, send: Send) -> None:
     """Serve one connection's request, or the lifespan, whose failure to start is told in one line."""
+    if scope["type"] == "http" and scope["path"] == "/predict" and scope["method"] == "POST":
+        await predict.predict(scope, receive, send)
+        return
     if scope["type"] != "lifespan":
         await requests(scope, receive, send)
         return

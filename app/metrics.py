@@ -1,23 +1,87 @@
 """Every Prometheus object: name, help, labels and buckets."""
 
-from prometheus_client import Counter, Gauge, Histogram
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+
+class BatchHistogram(Collector):
+    """A histogram that takes a whole batch of values at once, for the price of one."""
+
+    def __init__(self, name: str, documentation: str, labelnames: Sequence[str], edges: Sequence[float]) -> None:
+        self._describe = (name, documentation, labelnames)
+        self._edges = np.array(edges)
+        self._counts: defaultdict[tuple[str, ...], NDArray[np.int64]] = defaultdict(self._make_counts)
+        self._sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
+        self._waiting: defaultdict[tuple[str, ...], list[float]] = defaultdict(list)
+        REGISTRY.register(self)
+
+    def add(self, labels: tuple[str, ...], value: float) -> None:
+        """Count one value, together with others a little later."""
+        waiting = self._waiting[labels]
+        waiting.append(value)
+        if len(waiting) >= 1000:
+            self._fold(labels)
+
+    def _fold(self, labels: tuple[str, ...]) -> None:
+        self.observe(labels, self._waiting.pop(labels))
+
+    def observe(self, labels: tuple[str, ...], values: ArrayLike) -> None:
+        """Count finite values; one equal to an edge belongs below it."""
+        buckets = np.searchsorted(self._edges, values, side="left")
+        self._counts[labels] += np.bincount(buckets, minlength=len(self._edges) + 1)
+        self._sums[labels] += float(np.sum(values))
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """Yield the samples, for Prometheus."""
+        for labels in list(self._waiting):
+            self._fold(labels)
+        name, documentation, labelnames = self._describe
+        family = HistogramMetricFamily(name, documentation, labels=labelnames)
+        bounds = [*map(str, self._edges.tolist()), "+Inf"]
+        for labels, counts in self._counts.items():
+            buckets = list(zip(bounds, np.cumsum(counts).tolist(), strict=True))
+            family.add_metric(labels, buckets=buckets, sum_value=self._sums[labels])
+        yield family
+
+    def _make_counts(self) -> NDArray[np.int64]:
+        return np.zeros(len(self._edges) + 1, dtype=np.int64)
+
 
 HTTP_REQUESTS = Counter("http_requests_total", "Answers by method, route and status", ["method", "route", "status"])
-HTTP_REQUEST_DURATION = Histogram(
+HTTP_REQUEST_DURATION = BatchHistogram(
     "http_request_duration_seconds",
     "From the first byte given to the application to the last byte of the answer",
     ["method", "route"],
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+    edges=[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
 )
+
+
+@cache
+def _request_counter(method: str, route: str, status: int) -> Counter:
+    return HTTP_REQUESTS.labels(method, route, status)
+
+
+def count_request(method: str, route: str, status: int, seconds: float) -> None:
+    """Count an answer; method, route and status are of bounded number."""
+    _request_counter(method, route, status).inc()
+    HTTP_REQUEST_DURATION.add((method, route), seconds)
+
 
 PREDICTIONS = Counter(
     "predictions_total", "Answered predictions by predicted class", ["model", "model_version", "class"]
 )
-PREDICTION_SCORES = Histogram(
+PREDICTION_SCORES = BatchHistogram(
     "prediction_score_distribution",
     "Scores of answered predictions: probability of the positive class, or of the predicted one of several",
     ["model", "model_version"],
-    buckets=tuple(round(0.05 * edge, 2) for edge in range(1, 21)),
+    edges=[round(0.05 * edge, 2) for edge in range(1, 21)],
 )
 MODEL_INFO = Gauge("model_info", "1 for each loaded model file", ["model", "model_version", "sha256"])
 INFERENCE_SECONDS = Histogram(

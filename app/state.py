@@ -1,7 +1,9 @@
 """What the lifespan hands to the request handlers."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import asyncpg
 from starlette.types import Scope
@@ -25,10 +27,14 @@ class Lifecycle:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Handles of everything that is open while the server runs; under the key `scorekeeper` of the lifespan state."""
+    """Handles of everything that is open while the server runs; under the key `scorekeeper` of the lifespan state.
 
+    `loop` is the running one: until Python 3.12 asking asyncio for it is a system call.
+    """
+
+    loop: asyncio.AbstractEventLoop
     repository: ModelRepository
-    batchers: Mapping[Model, Batcher]
+    batchers: Mapping[Model, Batcher[Any, Any]]
     log: PredictionLog
     pool: asyncpg.Pool
     lifecycle: Lifecycle

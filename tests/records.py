@@ -8,7 +8,7 @@ import asyncpg
 
 from app.database.queries import Connection
 from app.prediction_log.queries import insert_rows, make_partitions, register_version
-from app.prediction_log.record import EPOCH, Record, encode_record, make_prediction_ids, time_from_ms
+from app.prediction_log.record import EPOCH, Record, encode_records, make_prediction_ids, time_from_ms
 from app.quality.labels import Label
 
 MODEL, VERSION = "car-loan", "1"
@@ -55,7 +55,7 @@ async def store(connection: Connection, *records: Record) -> None:
 
 async def insert_records(connection: Connection, records: Sequence[Record]) -> int:
     """Store rows as the log does; return how many were not there already."""
-    return await insert_rows(connection, [encode_record(record) for record in records], timeout=10)
+    return await insert_rows(connection, [rows.payload for rows in encode_records(records)], timeout=10)
 
 
 async def register_demo(connection: Connection, model: str = MODEL, classes: Sequence[int | str] = (0, 1)) -> None:

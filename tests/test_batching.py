@@ -4,13 +4,21 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
 from app.errors import UnavailableError
-from app.serving.batching import INLINE_SECONDS, MAX_RUN_ROWS, MAX_WAITING_ROWS, Batcher, OverloadedError, open_batchers
+from app.serving.batching import (
+    INLINE_SECONDS,
+    MAX_BATCH_ROWS,
+    MAX_WAITING_ROWS,
+    Batcher,
+    OverloadedError,
+    open_executor,
+)
 from app.serving.model import Float32, Model, Scores
 from tests.onnx_models import build_echo, build_fragile, build_slow
 
@@ -36,6 +44,42 @@ class WatchedModel(Model):
         return super().score(features)
 
 
+@dataclass
+class ScoreJob:
+    """Rows to be scored, float32 (n, n_features), and their scores to come."""
+
+    features: Float32
+    answer: "asyncio.Future[Scores]"
+
+    @property
+    def rows(self) -> int:
+        return len(self.features)
+
+
+class ScoringBatcher:
+    """A batcher whose work is a run of a model, and whose answers are each request's rows of the scores."""
+
+    def __init__(self, model: Model, executor: ThreadPoolExecutor) -> None:
+        self._model = model
+        self._batcher = Batcher(self._work, model.predict_seconds, self._deliver, executor)
+
+    async def score(self, features: Float32) -> Scores:
+        job = ScoreJob(features, asyncio.get_running_loop().create_future())
+        self._batcher.submit(job)
+        return await job.answer
+
+    def _work(self, jobs: list[ScoreJob]) -> Scores:
+        return self._model.score(np.concatenate([job.features for job in jobs]))
+
+    async def _deliver(self, jobs: list[ScoreJob], scores: Scores) -> None:
+        start = 0
+        for job in jobs:
+            part = slice(start, start + job.rows)
+            start += job.rows
+            if not job.answer.done():
+                job.answer.set_result(Scores(scores.probabilities[part], scores.predicted[part], scores.scores[part]))
+
+
 @pytest.fixture
 async def executor() -> AsyncIterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(max_workers=1) as executor:
@@ -48,7 +92,7 @@ def make_rows(count: int, first: float = 0.0) -> Float32:
     return np.stack([column, -column], axis=1).astype(np.float32)
 
 
-async def submit(batcher: Batcher, *requests: Float32) -> "list[asyncio.Task[Scores]]":
+async def submit(batcher: ScoringBatcher, *requests: Float32) -> "list[asyncio.Task[Scores]]":
     """Start scoring these requests, as if they had arrived in one poll of the loop."""
     tasks = [asyncio.create_task(batcher.score(features)) for features in requests]
     await asyncio.sleep(0)  # each has run up to its place in the queue
@@ -63,7 +107,7 @@ async def wait_until_held(model: WatchedModel) -> None:
 @pytest.mark.parametrize("seconds", [INLINE, IN_THREAD], ids=["inline", "thread"])
 async def test_requests_become_one_run_when_they_arrive_together(executor: ThreadPoolExecutor, seconds: float) -> None:
     model = WatchedModel(build_echo(2), seconds)
-    batcher = Batcher(model, executor)
+    batcher = ScoringBatcher(model, executor)
 
     await asyncio.gather(*(batcher.score(make_rows(1, index)) for index in range(20)))
 
@@ -73,7 +117,7 @@ async def test_requests_become_one_run_when_they_arrive_together(executor: Threa
 @pytest.mark.parametrize("seconds", [INLINE, IN_THREAD], ids=["inline", "thread"])
 async def test_each_request_gets_its_rows_when_sizes_differ(executor: ThreadPoolExecutor, seconds: float) -> None:
     model = WatchedModel(build_echo(2), seconds)
-    batcher = Batcher(model, executor)
+    batcher = ScoringBatcher(model, executor)
     requests = [make_rows(size, 100.0 * index) for index, size in enumerate([1, 7, 2, 1, 30])]
 
     answers = await asyncio.gather(*(batcher.score(features) for features in requests))
@@ -86,7 +130,7 @@ async def test_each_request_gets_its_rows_when_sizes_differ(executor: ThreadPool
 
 
 async def test_metric_counts_one_run_when_requests_arrive_together(executor: ThreadPoolExecutor) -> None:
-    batcher = Batcher(Model("metered", "1", build_echo(2)), executor)
+    batcher = ScoringBatcher(Model("metered", "1", build_echo(2)), executor)
 
     await asyncio.gather(*(batcher.score(make_rows(3)) for _ in range(4)))
 
@@ -97,7 +141,7 @@ async def test_metric_counts_one_run_when_requests_arrive_together(executor: Thr
 
 async def test_lone_request_runs_at_once(executor: ThreadPoolExecutor) -> None:
     model = WatchedModel(build_echo(2), INLINE)
-    (task,) = await submit(Batcher(model, executor), make_rows(1))
+    (task,) = await submit(ScoringBatcher(model, executor), make_rows(1))
 
     await asyncio.sleep(0)  # the turn of the loop in which it runs: no timer, no thread
 
@@ -107,7 +151,7 @@ async def test_lone_request_runs_at_once(executor: ThreadPoolExecutor) -> None:
 
 async def test_requests_run_one_by_one_when_they_arrive_one_by_one(executor: ThreadPoolExecutor) -> None:
     model = WatchedModel(build_echo(2), INLINE)
-    batcher = Batcher(model, executor)
+    batcher = ScoringBatcher(model, executor)
 
     for index in range(3):
         await batcher.score(make_rows(1, index))
@@ -117,16 +161,16 @@ async def test_requests_run_one_by_one_when_they_arrive_one_by_one(executor: Thr
 
 async def test_runs_stay_short_when_many_rows_wait(executor: ThreadPoolExecutor) -> None:
     model = WatchedModel(build_echo(2), INLINE)
-    batcher = Batcher(model, executor)
+    batcher = ScoringBatcher(model, executor)
 
-    await asyncio.gather(*(batcher.score(make_rows(size)) for size in [3000, 1096, 1, MAX_RUN_ROWS + 1, 5]))
+    await asyncio.gather(*(batcher.score(make_rows(size)) for size in [3000, 1096, 1, MAX_BATCH_ROWS + 1, 5]))
 
-    assert model.runs == [MAX_RUN_ROWS, 1, MAX_RUN_ROWS + 1, 5]
+    assert model.runs == [MAX_BATCH_ROWS, 1, MAX_BATCH_ROWS + 1, 5]
 
 
 async def test_others_are_answered_when_a_waiter_is_cancelled_before_the_run(executor: ThreadPoolExecutor) -> None:
     model = WatchedModel(build_echo(2), INLINE)
-    first, second, third = await submit(Batcher(model, executor), *(make_rows(1, index) for index in range(3)))
+    first, second, third = await submit(ScoringBatcher(model, executor), *(make_rows(1, index) for index in range(3)))
 
     second.cancel()
     answers = await asyncio.gather(first, third)
@@ -138,7 +182,7 @@ async def test_others_are_answered_when_a_waiter_is_cancelled_before_the_run(exe
 async def test_others_are_answered_when_a_waiter_is_cancelled_during_the_run(executor: ThreadPoolExecutor) -> None:
     model = WatchedModel(build_echo(2), IN_THREAD)
     model.gate.clear()
-    first, second, third = await submit(Batcher(model, executor), *(make_rows(1, index) for index in range(3)))
+    first, second, third = await submit(ScoringBatcher(model, executor), *(make_rows(1, index) for index in range(3)))
     await wait_until_held(model)
 
     second.cancel()
@@ -151,7 +195,7 @@ async def test_others_are_answered_when_a_waiter_is_cancelled_during_the_run(exe
 async def test_cancelled_request_is_not_run_when_it_only_waited(executor: ThreadPoolExecutor) -> None:
     model = WatchedModel(build_echo(2), IN_THREAD)
     model.gate.clear()
-    batcher = Batcher(model, executor)
+    batcher = ScoringBatcher(model, executor)
     (running,) = await submit(batcher, make_rows(1))
     await wait_until_held(model)
     (waiting,) = await submit(batcher, make_rows(2))
@@ -167,7 +211,9 @@ async def test_cancelled_request_is_not_run_when_it_only_waited(executor: Thread
 
 async def test_only_the_request_at_fault_fails_when_its_width_is_wrong(executor: ThreadPoolExecutor) -> None:
     model = WatchedModel(build_echo(2), INLINE)
-    tasks = await submit(Batcher(model, executor), make_rows(1, 1), np.zeros((1, 3), np.float32), make_rows(2, 5))
+    tasks = await submit(
+        ScoringBatcher(model, executor), make_rows(1, 1), np.zeros((1, 3), np.float32), make_rows(2, 5)
+    )
 
     first, wrong, last = await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -182,7 +228,7 @@ async def test_only_the_request_at_fault_fails_when_the_graph_refuses_its_row(
     executor: ThreadPoolExecutor, seconds: float
 ) -> None:
     model = WatchedModel(build_fragile(), seconds)
-    tasks = await submit(Batcher(model, executor), make_rows(1, 1), make_rows(1, 99), make_rows(1, 2))
+    tasks = await submit(ScoringBatcher(model, executor), make_rows(1, 1), make_rows(1, 99), make_rows(1, 2))
 
     first, refused, last = await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -193,7 +239,7 @@ async def test_only_the_request_at_fault_fails_when_the_graph_refuses_its_row(
 
 
 async def test_next_request_is_answered_when_the_run_before_it_failed(executor: ThreadPoolExecutor) -> None:
-    batcher = Batcher(WatchedModel(build_fragile(), INLINE), executor)
+    batcher = ScoringBatcher(WatchedModel(build_fragile(), INLINE), executor)
     await asyncio.gather(*await submit(batcher, make_rows(1, 99)), return_exceptions=True)
 
     answer = await batcher.score(make_rows(1, 3))
@@ -202,7 +248,7 @@ async def test_next_request_is_answered_when_the_run_before_it_failed(executor: 
 
 
 async def test_request_is_refused_when_too_many_rows_wait(executor: ThreadPoolExecutor) -> None:
-    batcher = Batcher(WatchedModel(build_echo(2), INLINE), executor)
+    batcher = ScoringBatcher(WatchedModel(build_echo(2), INLINE), executor)
     waiting = await submit(batcher, *[make_rows(MAX_WAITING_ROWS // 10)] * 10)
 
     with pytest.raises(OverloadedError) as refusal:
@@ -214,7 +260,7 @@ async def test_request_is_refused_when_too_many_rows_wait(executor: ThreadPoolEx
 
 
 async def test_requests_are_taken_again_when_the_queue_has_drained(executor: ThreadPoolExecutor) -> None:
-    batcher = Batcher(WatchedModel(build_echo(2), INLINE), executor)
+    batcher = ScoringBatcher(WatchedModel(build_echo(2), INLINE), executor)
 
     for _ in range(3):
         tasks = await submit(batcher, *[make_rows(MAX_WAITING_ROWS // 2)] * 2)
@@ -225,7 +271,7 @@ async def test_requests_are_taken_again_when_the_queue_has_drained(executor: Thr
 
 
 async def test_request_is_taken_when_it_alone_exceeds_the_bound(executor: ThreadPoolExecutor) -> None:
-    batcher = Batcher(WatchedModel(build_echo(2), INLINE), executor)
+    batcher = ScoringBatcher(WatchedModel(build_echo(2), INLINE), executor)
 
     answer = await batcher.score(make_rows(100_000))  # what MAX_BATCH_ROWS may be set to
 
@@ -235,7 +281,7 @@ async def test_request_is_taken_when_it_alone_exceeds_the_bound(executor: Thread
 async def test_a_batch_forms_when_a_run_is_under_way(executor: ThreadPoolExecutor) -> None:
     model = WatchedModel(build_echo(2), IN_THREAD)
     model.gate.clear()
-    batcher = Batcher(model, executor)
+    batcher = ScoringBatcher(model, executor)
     first = await submit(batcher, make_rows(1))
     await wait_until_held(model)
 
@@ -249,7 +295,7 @@ async def test_a_batch_forms_when_a_run_is_under_way(executor: ThreadPoolExecuto
 
 async def test_event_loop_turns_when_a_slow_model_runs(executor: ThreadPoolExecutor) -> None:
     model = Model("slow", "1", build_slow())
-    (task,) = await submit(Batcher(model, executor), make_rows(64))
+    (task,) = await submit(ScoringBatcher(model, executor), make_rows(64))
 
     turns = 0
     while not task.done():
@@ -261,11 +307,12 @@ async def test_event_loop_turns_when_a_slow_model_runs(executor: ThreadPoolExecu
     np.testing.assert_array_equal((await task).probabilities, make_rows(64))
 
 
-async def test_no_thread_is_left_when_the_batchers_close() -> None:
+async def test_no_thread_is_left_when_the_executor_closes() -> None:
     models: list[Model] = [WatchedModel(build_echo(2), IN_THREAD), WatchedModel(build_echo(2), IN_THREAD)]
 
-    async with open_batchers(models) as batchers:
-        answers = await asyncio.gather(*(batchers[model].score(make_rows(1, 4)) for model in models))
+    async with open_executor() as executor:
+        batchers = [ScoringBatcher(model, executor) for model in models]
+        answers = await asyncio.gather(*(batcher.score(make_rows(1, 4)) for batcher in batchers))
 
     assert [answer.scores.tolist() for answer in answers] == [[-4.0], [-4.0]]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("onnxruntime")]

@@ -12,7 +12,7 @@ from app.prediction_log import committer as committer_module
 from app.prediction_log.committer import Committer, LogUnavailableError
 from app.prediction_log.inserter import Inserter
 from app.prediction_log.partitions import make_partitions_ahead
-from app.prediction_log.record import encode_record, make_prediction_ids, read_id_time
+from app.prediction_log.record import Rows, encode_records, make_prediction_ids, read_id_time
 from app.tasks import own_task
 from tests.processes import wait_until
 from tests.records import make_record
@@ -38,8 +38,8 @@ async def committer(pool: asyncpg.Pool) -> AsyncIterator[Committer]:
         yield opened
 
 
-def make_rows(count: int = 1, *, at: datetime | None = None, external_id: str | None = None) -> list[bytes]:
-    return [encode_record(make_record(at, external_id=external_id)) for _ in range(count)]
+def make_rows(count: int = 1, *, at: datetime | None = None, external_id: str | None = None) -> list[Rows]:
+    return [encode_records([make_record(at, external_id=external_id)])[0] for _ in range(count)]
 
 
 async def count_rows(connection: asyncpg.Connection) -> int:

@@ -11,7 +11,7 @@ from app.database.queries import Connection
 from app.errors import StartupError
 from app.prediction_log.failures import FailureKind, classify_failure
 from app.prediction_log.queries import fetch_prediction, insert_rows, make_partitions, register_version
-from app.prediction_log.record import encode_record
+from app.prediction_log.record import encode_records
 from tests.conftest import OpenClient, with_database
 from tests.processes import find_free_port
 from tests.records import count_rows, insert_records, make_record
@@ -109,7 +109,7 @@ async def insert_bad_role(connection: Connection) -> None:
 
 
 async def insert_bad_array(connection: Connection) -> None:
-    row = encode_record(make_record(NOON)).replace(b"[0.25,0.75]", b'["x"]')
+    row = encode_records([make_record(NOON)])[0].payload.replace(b"[0.25,0.75]", b'["x"]')
     await insert_rows(connection, [row], timeout=10)
 
 

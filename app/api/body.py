@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope
 
 from app.errors import (
     BodyTooLargeError,
@@ -25,32 +25,38 @@ LARGE_BODY_BYTES = 32 * 1024
 """Bodies from this size are worked on in a thread: smaller ones take well under a millisecond on the event loop."""
 
 
-async def read_body(request: Request, limit: int, media_types: Sequence[str] = ("application/json",)) -> bytes:
+async def read_body(
+    scope: Scope, receive: Receive, limit: int, media_types: Sequence[bytes] = (b"application/json",)
+) -> bytes:
     """Read the whole body, at most `limit` bytes, if it is of one of `media_types` and not compressed."""
-    media_type = get_media_type(request)
-    if media_type is not None and media_type not in media_types:
-        raise UnsupportedMediaTypeError(f"Content-Type must be {' or '.join(media_types)}")
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise UnsupportedMediaTypeError("Content-Encoding is not supported here: send the body as it is")
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise BodyTooLargeError(f"the body has more than the {limit} bytes allowed")
+    for name, value in scope["headers"]:
+        if name == b"content-type" and value not in media_types and _get_type(value) not in media_types:
+            raise UnsupportedMediaTypeError(f"Content-Type must be {b' or '.join(media_types).decode()}")
+        if name == b"content-encoding" and value.lower() != b"identity":
+            raise UnsupportedMediaTypeError("Content-Encoding is not supported here: send the body as it is")
+        if name == b"content-length" and (len(value) > 15 or int(value) > limit):
+            raise BodyTooLargeError(f"the body has more than the {limit} bytes allowed")
     chunks, size = [], 0
-    try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
-                raise BodyTooLargeError(f"the body has more than the {limit} bytes allowed")
-            chunks.append(chunk)
-    except ClientDisconnect as error:
-        raise MalformedBodyError("the client has gone before the end of the body") from error
-    return b"".join(chunks)
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise MalformedBodyError("the client has gone before the end of the body")
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > limit:
+            raise BodyTooLargeError(f"the body has more than the {limit} bytes allowed")
+        chunks.append(chunk)
+        if not message.get("more_body"):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def get_media_type(request: Request) -> str | None:
+def get_media_type(scope: Scope) -> bytes | None:
     """Return the Content-Type without its parameters, None when the client sent none."""
-    header = request.headers.get("content-type")
-    return None if header is None else header.partition(";")[0].strip().lower()
+    return next((_get_type(value) for name, value in scope["headers"] if name == b"content-type"), None)
+
+
+def _get_type(content_type: bytes) -> bytes:
+    return content_type.partition(b";")[0].strip().lower()
 
 
 async def run_sized(body: bytes, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -1,50 +1,50 @@
 """Feature rows of a request to one array per model input."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from app.api.body import escape_step
 from app.errors import Fault, InvalidRequestError, invalid
-from app.serving.model import Float32
 from app.serving.signature import Signature
 
 Row = list[float | None] | dict[str, float | None]
 """One row as the client sent it: values in the model's order, or by feature name; None is a missing value."""
 
+Pointers = Callable[[], Sequence[str]]
+"""Names the JSON pointers of the rows; called only for rows that are refused."""
+
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
-def read_features(
-    rows: Sequence[Row], signature: Signature, pointers: Sequence[str]
-) -> tuple[list[list[float | None]], Float32]:
-    """Return the rows in the model's order and as float32 (n, n_features); raise 422 with all faults of all rows.
+def read_features(rows: Sequence[Row], signature: Signature, pointers: Pointers) -> list[list[float | None]]:
+    """Return the rows in the model's order, n_features finite float32 each; raise 422 with all faults of all rows."""
+    names, width = signature.feature_names, len(signature.feature_names)
+    ordered: list[list[float | None]] = []
+    for row in rows:
+        if isinstance(row, dict):
+            if len(row) != width or not row.keys() >= signature.feature_set:
+                raise find_faults(rows, signature, pointers)
+            values = [row[name] for name in names]
+        else:
+            values = row
+        if len(values) != width or not _are_allowed(values, signature):
+            raise find_faults(rows, signature, pointers)
+        ordered.append(values)
+    return ordered
 
-    `pointers` are the JSON pointers of the rows. A missing value is NaN in the array.
-    """
-    names = signature.feature_names
+
+def _are_allowed(values: list[float | None], signature: Signature) -> bool:
     try:
-        ordered = [[row[name] for name in names] if isinstance(row, dict) else row for row in rows]
-        with np.errstate(over="ignore"):  # what does not fit in float32 becomes infinite, and is refused below
-            features = np.array(ordered, dtype=np.float64).astype(np.float32)
-    except (KeyError, ValueError):  # a name is missing, or the rows are of different lengths
-        raise find_faults(rows, signature, pointers) from None
-    same_width = features.shape == (len(rows), len(names)) and all(len(row) == len(names) for row in rows)
-    if not same_width or not _are_values_allowed(features, signature):
-        raise find_faults(rows, signature, pointers)
-    return ordered, features
+        return min(values) >= -MAX_FLOAT32 and max(values) <= MAX_FLOAT32  # type: ignore[type-var, operator]
+    except TypeError:  # there is a null among them
+        return signature.missing_allowed and all(value is None or abs(value) <= MAX_FLOAT32 for value in values)
 
 
-def _are_values_allowed(features: Float32, signature: Signature) -> bool:
-    if np.isfinite(features).all():
-        return True
-    return signature.missing_allowed and not np.isinf(features).any()
-
-
-def find_faults(rows: Sequence[Row], signature: Signature, pointers: Sequence[str]) -> InvalidRequestError:
+def find_faults(rows: Sequence[Row], signature: Signature, pointers: Pointers) -> InvalidRequestError:
     """Say everything that is wrong with rows that were refused."""
     faults: list[Fault] = []
-    for row, pointer in zip(rows, pointers, strict=True):
+    for row, pointer in zip(rows, pointers(), strict=True):
         if isinstance(row, dict):
             faults += _find_name_faults(row, signature.feature_names, pointer)
             values: Mapping[str, float | None] = row

@@ -17,7 +17,7 @@ from app.prediction_log.record import TEXT_LIMIT, is_storable
 from app.quality.labels import Label, Outcome, take_labels
 from app.state import get_state
 
-MEDIA_TYPES = ("application/json", "application/x-ndjson")
+MEDIA_TYPES = (b"application/json", b"application/x-ndjson")
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
 """How far ahead of ours the clock of whoever observes labels may be."""
@@ -45,8 +45,8 @@ LINE_DECODER = msgspec.json.Decoder(LabelBody)
 async def post_labels(request: Request) -> Response:
     """Take labels, all or none, and count what became of each."""
     state = get_state(request.scope)
-    body = await read_body(request, state.max_body_bytes, MEDIA_TYPES)
-    decode = decode_lines if get_media_type(request) == "application/x-ndjson" else decode_document
+    body = await read_body(request.scope, request.receive, state.max_body_bytes, MEDIA_TYPES)
+    decode = decode_lines if get_media_type(request.scope) == b"application/x-ndjson" else decode_document
     labels = await run_sized(body, read_labels, decode, body, state.max_batch_rows, datetime.now(UTC))
     async with borrow_connection(state.pool) as connection:
         counts = await take_labels(connection, labels)

@@ -1,5 +1,6 @@
 """Around every request: its id, and its counters."""
 
+import itertools
 import re
 import secrets
 import time
@@ -10,6 +11,10 @@ from app import metrics
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 """A client's X-Request-Id that is taken over; anything else is replaced."""
+
+PROCESS_ID = secrets.token_hex(8).encode()
+COUNTER = itertools.count(1)
+"""A request id is the random part of this process and a number: unique, without a system call per request."""
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
 """Methods that become metric labels as they are; what else a client invents counts as OTHER."""
@@ -27,8 +32,7 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        request_id = _take_request_id(scope)
-        scope["scorekeeper.request_id"] = request_id.decode()
+        request_id = take_request_id(scope)
         status = 500
 
         async def send_with_id(message: Message) -> None:
@@ -43,8 +47,7 @@ class RequestMiddleware:
         finally:
             method = scope["method"] if scope["method"] in METHODS else "OTHER"
             route = scope["route"].path if "route" in scope else "unmatched"
-            metrics.HTTP_REQUESTS.labels(method, route, status).inc()
-            metrics.HTTP_REQUEST_DURATION.labels(method, route).observe(time.perf_counter() - started)
+            metrics.count_request(method, route, status, time.perf_counter() - started)
 
 
 def get_request_id(scope: Scope) -> str:
@@ -53,8 +56,12 @@ def get_request_id(scope: Scope) -> str:
     return request_id
 
 
-def _take_request_id(scope: Scope) -> bytes:
+def take_request_id(scope: Scope) -> bytes:
+    """Note in the scope, and return, the client's request id if it is sane, else a new one."""
+    request_id = b""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
-            return bytes(value)
-    return secrets.token_hex(16).encode()
+            request_id = bytes(value)
+    request_id = request_id or b"%s%016x" % (PROCESS_ID, next(COUNTER))
+    scope["scorekeeper.request_id"] = request_id.decode()
+    return request_id

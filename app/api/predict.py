@@ -1,31 +1,25 @@
 """POST /predict: the way of a prediction, from the body to the answer that promises a stored row."""
 
+import asyncio
+import time
 from collections.abc import Sequence
 from typing import Annotated
-from uuid import UUID
 
 import msgspec
-import numpy as np
 from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from app import metrics
-from app.api.body import check_repeated_names, decode_body, read_body, run_sized
+from app.api.answer import PredictJob
+from app.api.body import LARGE_BODY_BYTES, check_repeated_names, decode_body, read_body
 from app.api.features import Row, read_features
-from app.api.middleware import get_request_id
-from app.errors import Fault, invalid
-from app.prediction_log.record import (
-    TEXT_LIMIT,
-    Record,
-    encode_record,
-    is_storable,
-    make_prediction_ids,
-    read_clock_ms,
-    time_from_ms,
-)
-from app.serving.model import Model, Scores
-from app.state import get_state
+from app.api.middleware import get_request_id, take_request_id
+from app.api.problem import render_bug, render_error
+from app.errors import Fault, ScorekeeperError, invalid
+from app.prediction_log.record import TEXT_LIMIT, is_storable
+from app.serving.model import Model
+from app.state import State, get_state
 
 ExternalId = Annotated[str, Meta(max_length=TEXT_LIMIT)]
 
@@ -41,49 +35,62 @@ class PredictBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     external_ids: list[ExternalId | None] | None = None
 
 
-class Prediction(msgspec.Struct, gc=False):
-    """The answer for one row."""
-
-    prediction_id: UUID
-    prediction: int | str
-    score: float
-    probabilities: dict[str, float]
-    model: str
-    model_version: str
-
-
-class Predictions(msgspec.Struct, gc=False):
-    """The answer for many rows, in their order."""
-
-    predictions: list[Prediction]
-    model: str
-    model_version: str
-
-
 DECODER = msgspec.json.Decoder(PredictBody)
 
 
-async def predict(request: Request) -> Response:
-    """Score rows; the 200 is sent when the log has promised to store them."""
-    state = get_state(request.scope)
-    body = await read_body(request, state.max_body_bytes)
-    asked = await run_sized(body, decode_predict, body)
+async def predict(scope: Scope, receive: Receive, send: Send) -> None:
+    """Serve one request as plain ASGI: Starlette's routing and responses would cost half as much again."""
+    started = time.perf_counter()
+    request_id = take_request_id(scope)
+    status = 200
+    try:
+        answer = await predict_rows(get_state(scope), scope, receive)
+        length = str(len(answer)).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", length), (b"x-request-id", request_id)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+    except ScorekeeperError as error:
+        response = render_error(Request(scope), error)
+        status = response.status_code
+        response.raw_headers.append((b"x-request-id", request_id))
+        await response(scope, receive, send)
+    except Exception as error:
+        status = 500
+        response = render_bug(Request(scope), error)
+        response.raw_headers.append((b"x-request-id", request_id))
+        await response(scope, receive, send)
+        raise  # uvicorn logs it
+    finally:
+        metrics.count_request("POST", "/predict", status, time.perf_counter() - started)
+
+
+async def predict_rows(state: State, scope: Scope, receive: Receive) -> bytes:
+    """Score rows; the answer is there when the log has promised to store them."""
+    body = await read_body(scope, receive, state.max_body_bytes)
+    answer = state.loop.create_future()
+    if len(body) < LARGE_BODY_BYTES:
+        model, job = read_job(body, state, get_request_id(scope), answer)
+    else:  # what takes more than a millisecond is not done on the event loop
+        model, job = await asyncio.to_thread(read_job, body, state, get_request_id(scope), answer)
+    state.batchers[model].submit(job)  # -> answer.answer_batch -> log -> answer.deliver
+    return await job.answer
+
+
+def read_job(body: bytes, state: State, request_id: str, answer: "asyncio.Future[bytes]") -> tuple[Model, PredictJob]:
+    """Decode and check the body: which model it asks for, and its rows in that model's order. Raises 400, 404, 422."""
+    asked = decode_predict(body)
     rows = list_rows(asked, state.max_batch_rows)
     model = state.repository.get(asked.model, None if asked.version is None else str(asked.version))
-    values, features = await run_sized(body, read_features, rows, model.signature, list_pointers(asked))
-    scores = await state.batchers[model].score(features)
-    check_finite(scores, list_pointers(asked))
-    request_id = get_request_id(request.scope)
-    records = await run_sized(body, make_records, model, values, scores, list_external_ids(asked), request_id)
-    await state.log.store(await run_sized(body, encode_records, records))
-    await run_sized(body, count_predictions, model, scores)
-    answer = await run_sized(body, encode_answer, model, records, scores, many=asked.instances is not UNSET)
-    return Response(answer, media_type="application/json")
+    values = read_features(rows, model.signature, lambda: list_pointers(asked))
+    many = not isinstance(asked.instances, UnsetType)
+    return model, PredictJob(values, list_external_ids(asked), request_id, many, answer)
 
 
 def decode_predict(body: bytes) -> PredictBody:
     """Decode the body; raise 400 or 422, also for a name that stands twice, of which msgspec keeps the last."""
     asked = decode_body(DECODER, body)
+    if body.count(b":") == 1:
+        return asked
     members = sum(value is not UNSET and value is not None for value in msgspec.structs.astuple(asked))
     rows = [asked.features] if isinstance(asked.instances, UnsetType) else asked.instances
     names = sum(len(row) for row in rows if isinstance(row, dict))
@@ -118,8 +125,10 @@ def list_pointers(asked: PredictBody) -> list[str]:
     return [f"/instances/{index}" for index in range(len(asked.instances))]
 
 
-def list_external_ids(asked: PredictBody) -> list[str | None]:
+def list_external_ids(asked: PredictBody) -> Sequence[str | None]:
     """Return the external id of each row; raise 422 for one that PostgreSQL cannot store."""
+    if asked.external_id is None and isinstance(asked.instances, UnsetType):
+        return NO_EXTERNAL_ID
     if isinstance(asked.instances, UnsetType):
         ids, pointers = [asked.external_id], ["/external_id"]
     else:
@@ -135,82 +144,4 @@ def list_external_ids(asked: PredictBody) -> list[str | None]:
     return ids
 
 
-def check_finite(scores: Scores, pointers: Sequence[str]) -> None:
-    """Refuse rows for which the model's answer is not a finite number: 422, since only this input makes it so."""
-    finite = np.isfinite(scores.probabilities).all(axis=1)
-    if not finite.all():
-        code, detail = "non_finite_output", "the model's answer for this row is not a finite number"
-        raise invalid(*(Fault(pointers[index], code, detail) for index in np.flatnonzero(~finite).tolist()))
-
-
-def make_records(
-    model: Model,
-    values: Sequence[Sequence[float | None]],
-    scores: Scores,
-    external_ids: Sequence[str | None],
-    request_id: str,
-) -> list[Record]:
-    """Make the log's rows, every column encoded; one clock reading dates them all."""
-    clock_ms = read_clock_ms()
-    created_at = time_from_ms(clock_ms)
-    names, classes = model.signature.feature_names, model.signature.class_texts
-    return [
-        Record(
-            prediction_id=prediction_id,
-            created_at=created_at,
-            model_name=model.name,
-            model_version=model.version,
-            predicted_class=classes[predicted],
-            score=score,
-            probabilities=probabilities,
-            features=dict(zip(names, row, strict=True)),
-            external_id=external_id,
-            request_id=request_id,
-        )
-        for prediction_id, row, predicted, score, probabilities, external_id in zip(
-            make_prediction_ids(clock_ms, len(values)),
-            values,
-            scores.predicted.tolist(),
-            scores.scores.tolist(),
-            scores.probabilities.tolist(),
-            external_ids,
-            strict=True,
-        )
-    ]
-
-
-def encode_records(records: Sequence[Record]) -> list[bytes]:
-    """Encode rows for the log."""
-    return [encode_record(record) for record in records]
-
-
-def count_predictions(model: Model, scores: Scores) -> None:
-    """Count answered predictions by class, and their scores."""
-    counts = np.bincount(scores.predicted, minlength=len(model.signature.classes))
-    for name, count in zip(model.signature.class_texts, counts.tolist(), strict=True):
-        if count:
-            metrics.PREDICTIONS.labels(model.name, model.version, name).inc(count)
-    histogram = metrics.PREDICTION_SCORES.labels(model.name, model.version)
-    for score in scores.scores.tolist():
-        histogram.observe(score)
-
-
-def encode_answer(model: Model, records: Sequence[Record], scores: Scores, *, many: bool) -> bytes:
-    """Encode one prediction, or many."""
-    texts, classes = model.signature.class_texts, model.signature.classes
-    predictions = [
-        Prediction(
-            record.prediction_id,
-            classes[predicted],
-            record.score,
-            dict(zip(texts, probabilities, strict=True)),
-            model.name,
-            model.version,
-        )
-        for record, predicted, probabilities in zip(
-            records, scores.predicted.tolist(), scores.probabilities.tolist(), strict=True
-        )
-    ]
-    if not many:
-        return msgspec.json.encode(predictions[0])
-    return msgspec.json.encode(Predictions(predictions, model.name, model.version))
+NO_EXTERNAL_ID = (None,)

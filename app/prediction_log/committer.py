@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from app.errors import UnavailableError
 from app.prediction_log.inserter import Inserter, InsertError, LogFailure
+from app.prediction_log.record import Rows
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +39,10 @@ class LogUnavailableError(UnavailableError):
 
 @dataclass(slots=True)
 class _Group:
-    """The rows of one request: stored together or not at all."""
+    """Rows that are stored together or not at all, `count` of them."""
 
-    rows: Sequence[bytes]
+    rows: Sequence[Rows]
+    count: int
     stored: "asyncio.Future[None]"
 
 
@@ -55,15 +57,16 @@ class Committer:
         self.pending_rows = 0
         self.failure: LogFailure | None = None
 
-    async def store(self, rows: Sequence[bytes]) -> None:
+    async def store(self, rows: Sequence[Rows]) -> None:
         """Return when PostgreSQL has committed all `rows`; raise LogUnavailableError when that is not certain."""
+        count = sum([part.count for part in rows])
         if self.failure is not None:
             raise LogUnavailableError("PostgreSQL does not take predictions now")
-        if self.pending_rows and self.pending_rows + len(rows) > MAX_PENDING_ROWS:
+        if self.pending_rows and self.pending_rows + count > MAX_PENDING_ROWS:
             raise LogUnavailableError("too many predictions wait to be stored")
-        group = _Group(rows, asyncio.get_running_loop().create_future())
+        group = _Group(rows, count, asyncio.get_running_loop().create_future())
         self._waiting.append(group)
-        self.pending_rows += len(rows)
+        self.pending_rows += count
         self._arrived.set()
         await group.stored
 
@@ -83,9 +86,9 @@ class Committer:
     def _take_batch(self) -> list[_Group]:
         rows = taken = 0
         for group in self._waiting:
-            if taken and rows + len(group.rows) > MAX_BATCH_ROWS:
+            if taken and rows + group.count > MAX_BATCH_ROWS:
                 break
-            rows += len(group.rows)
+            rows += group.count
             taken += 1
         batch = self._waiting[:taken]
         del self._waiting[:taken]
@@ -99,7 +102,7 @@ class Committer:
         attempt = 0
         while True:
             try:
-                await self._inserter.insert([row for group in batch for row in group.rows])
+                await self._inserter.insert([part.payload for group in batch for part in group.rows])
             except InsertError as error:
                 attempt += 1
                 if error.kind == "poison" and len(batch) > 1:
@@ -140,6 +143,4 @@ class Committer:
                 group.stored.set_result(None)
             else:
                 group.stored.set_exception(error)
-        self.pending_rows = sum(
-            len(group.rows) for group in self._committing + self._waiting if not group.stored.done()
-        )
+        self.pending_rows = sum(group.count for group in self._committing + self._waiting if not group.stored.done())

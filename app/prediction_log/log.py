@@ -16,7 +16,8 @@ from app.prediction_log.committer import Committer
 from app.prediction_log.failures import FailureKind
 from app.prediction_log.inserter import Inserter
 from app.prediction_log.journal import Journal, open_journal
-from app.prediction_log.segment import encode_rows
+from app.prediction_log.record import Rows
+from app.prediction_log.segment import encode_frame
 from app.prediction_log.shipper import Shipper
 from app.settings import Durability
 from app.tasks import OnTaskDeath, own_task
@@ -43,17 +44,19 @@ class PredictionLog:
         self.shipper = None if journal is None else Shipper(journal, inserter)
         self.committer = Committer(inserter) if journal is None else None
 
-    async def store(self, rows: Sequence[bytes]) -> None:
-        """Return when the rows of one request are promised to be stored; raise UnavailableError when they are not."""
+    async def store(self, rows: Sequence[Rows]) -> None:
+        """Return when all rows are promised to be stored; raise UnavailableError when they are not."""
+        count = sum([part.count for part in rows])
         try:
             if self.journal is not None:
-                await self.journal.append(encode_rows(rows), len(rows))
+                frames = [encode_frame(part.payload, part.count) for part in rows]
+                await self.journal.append(b"".join(frames), count)
             elif self.committer is not None:
                 await self.committer.store(rows)
         except UnavailableError:
-            metrics.LOG_REFUSED.inc(len(rows))
+            metrics.LOG_REFUSED.inc(count)
             raise
-        metrics.LOG_ANSWERED.inc(len(rows))
+        metrics.LOG_ANSWERED.inc(count)
 
     def find_refusal(self) -> LogTrouble | None:
         """Say why `store` refuses now; None while it can keep its promise."""

@@ -11,7 +11,6 @@ in brackets, and an operator can read what is on the disk.
 
 import struct
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 HEADER = struct.Struct("<8s16sQQ")
@@ -28,11 +27,8 @@ FRAME_MAGIC = b"\xf5SKF"
 
 FRAME_LENGTHS = struct.Struct("<II")
 
-FRAME_BYTES = 256 * 1024
-"""A request of many rows is spread over frames of about this size, so that no batch to PostgreSQL is much longer."""
-
 MAX_PAYLOAD_BYTES = 32 * 1024**2
-"""A longer frame is damage: rows of a larger request are spread over several frames, and no row is as long."""
+"""A longer frame is damage: many rows are spread over several frames, and no row is as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +81,6 @@ def encode_frame(payload: bytes, rows: int) -> bytes:
     length = len(payload)
     crc = zlib.crc32(payload, zlib.crc32(FRAME_LENGTHS.pack(length, rows)))
     return FRAME.pack(FRAME_MAGIC, length, rows, crc) + payload
-
-
-def encode_rows(rows: Sequence[bytes]) -> bytes:
-    """Return a request's rows as frames, as many as keep each short of FRAME_BYTES where its rows are shorter."""
-    if len(rows) == 1:
-        return encode_frame(rows[0], 1)
-    frames, start, size = [], 0, 0
-    for index, row in enumerate(rows):
-        if size and size + len(row) > FRAME_BYTES:
-            frames.append(encode_frame(b",".join(rows[start:index]), index - start))
-            start, size = index, 0
-        size += len(row) + 1
-    frames.append(encode_frame(b",".join(rows[start:]), len(rows) - start))
-    return b"".join(frames)
 
 
 def decode_frame(data: bytes, at: int, base: int = 0) -> Frame | None:

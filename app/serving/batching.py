@@ -1,132 +1,140 @@
-"""Waiting requests become one run: a batch forms while the previous one runs, a lone request runs at once."""
+"""Waiting requests become one batch: it forms while the previous one is worked on, a lone request goes at once."""
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
-import numpy as np
-
-from app.errors import InvalidRequestError, UnavailableError
-from app.serving.model import Float32, Model, Scores
-
-logger = logging.getLogger(__name__)
+from app.errors import UnavailableError
 
 INLINE_SECONDS = 0.0005
-"""A run predicted to be shorter blocks the event loop instead of visiting the thread, which costs about 0.1 ms."""
+"""Work predicted to be shorter blocks the event loop instead of visiting the thread, which costs about 0.1 ms."""
 
 MAX_WAITING_ROWS = 50_000
-"""Rows that may wait for a run; beyond, requests are refused rather than answered too late."""
+"""Rows that may wait; beyond, requests are refused rather than answered too late."""
 
-MAX_RUN_ROWS = 4_096
-"""Requests join a run up to this many rows, so that one run stays short; one larger request runs alone."""
-
-
-class ScoringError(InvalidRequestError):
-    """The graph fails on the rows of this request, by themselves."""
+MAX_BATCH_ROWS = 4_096
+"""Requests join a batch up to this many rows, so that one batch stays short; one larger request goes alone."""
 
 
 class OverloadedError(UnavailableError):
-    """More rows wait than the model can score soon."""
+    """More rows wait than can be scored soon."""
 
 
-@dataclass(slots=True)
-class _Waiting:
-    features: Float32
-    answer: "asyncio.Future[Scores]"
+class Job(Protocol):
+    """A request on its way: how many rows it has, and the future that its handler awaits."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the request, at least one."""
+
+    @property
+    def answer(self) -> "asyncio.Future[Any]":
+        """What `deliver` sets, or an exception; done already when the client has gone."""
 
 
-class Batcher:
-    """Scores requests for one model. Full (MAX_WAITING_ROWS): OverloadedError at once."""
+J = TypeVar("J", bound=Job)
+R = TypeVar("R")
 
-    def __init__(self, model: Model, executor: ThreadPoolExecutor) -> None:
-        self._model = model
+
+class Batcher(Generic[J, R]):
+    """Takes jobs, does `work` on a batch of them, and has the results delivered. Full: OverloadedError at once.
+
+    `work` is plain computation, on the loop or in the thread, by what `predict_seconds(rows)` says of its length;
+    a batch it fails on is worked on job by job. The next batch forms until the last one is delivered: its rows could
+    not be promised sooner, and larger batches cost less per row.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[list[J]], R],
+        predict_seconds: Callable[[int], float],
+        deliver: Callable[[list[J], R], Awaitable[None]],
+        executor: ThreadPoolExecutor,
+    ) -> None:
+        self._work = work
+        self._predict_seconds = predict_seconds
+        self._deliver = deliver
         self._executor = executor
-        self._waiting: list[_Waiting] = []
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[J] = []
         self._waiting_rows = 0
         self._running = False
+        self._delivery: asyncio.Task[None] | None = None
 
-    async def score(self, features: Float32) -> Scores:
-        """Score float32 (n, n_features) together with whatever else waits now."""
-        if self._waiting and self._waiting_rows + len(features) > MAX_WAITING_ROWS:
+    def submit(self, job: J) -> None:
+        """Have `job` done together with whatever else waits now; its answer is to be awaited."""
+        if self._waiting and self._waiting_rows + job.rows > MAX_WAITING_ROWS:
             raise OverloadedError("too many rows wait to be scored")
-        loop = asyncio.get_running_loop()
-        waiting = _Waiting(features, loop.create_future())
-        self._waiting.append(waiting)
-        self._waiting_rows += len(features)
+        self._waiting.append(job)
+        self._waiting_rows += job.rows
         if not self._running:
             self._running = True
-            loop.call_soon(self._run_next)  # after every request that the same poll of the loop has delivered
-        return await waiting.answer
+            # After every request that the same poll of the loop has delivered.
+            self._loop.call_soon(self._run_next)
 
     def _run_next(self) -> None:
         batch = self._take_batch()
         if not batch:
             self._running = False
             return
-        rows = sum(len(waiting.features) for waiting in batch)
-        loop = asyncio.get_running_loop()
-        if self._model.predict_seconds(rows) < INLINE_SECONDS:
-            self._finish(batch, _score_batch(self._model, batch))
+        rows = sum([job.rows for job in batch])
+        if self._predict_seconds(rows) < INLINE_SECONDS:
+            self._hand_over(self._do_work(batch))
         else:
-            run = loop.run_in_executor(self._executor, _score_batch, self._model, batch)
-            run.add_done_callback(lambda done: self._finish(batch, done.result()))
+            done = self._loop.run_in_executor(self._executor, self._do_work, batch)
+            done.add_done_callback(lambda done: self._hand_over(done.result()))
 
-    def _take_batch(self) -> list[_Waiting]:
-        """Take the oldest requests, at least one, without those whose client has gone."""
-        batch: list[_Waiting] = []
+    def _take_batch(self) -> list[J]:
+        """Take the oldest jobs, at least one, without those whose client has gone."""
+        batch: list[J] = []
         rows = taken = 0
-        for waiting in self._waiting:
-            if batch and rows + len(waiting.features) > MAX_RUN_ROWS:
+        for job in self._waiting:
+            if batch and rows + job.rows > MAX_BATCH_ROWS:
                 break
             taken += 1
-            self._waiting_rows -= len(waiting.features)
-            if not waiting.answer.done():
-                batch.append(waiting)
-                rows += len(waiting.features)
+            self._waiting_rows -= job.rows
+            if not job.answer.done():
+                batch.append(job)
+                rows += job.rows
         del self._waiting[:taken]
         return batch
 
-    def _finish(self, batch: list[_Waiting], answers: list[Scores | Exception]) -> None:
-        for waiting, answer in zip(batch, answers, strict=True):
-            if waiting.answer.done():
-                continue
-            if isinstance(answer, Exception):
-                waiting.answer.set_exception(answer)
-            else:
-                waiting.answer.set_result(answer)
-        if self._waiting:
-            asyncio.get_running_loop().call_soon(self._run_next)
-        else:
-            self._running = False
+    def _do_work(self, batch: list[J]) -> list[tuple[list[J], R | Exception]]:
+        """Work on all together; when that fails, on each by itself, so that only the job at fault fails."""
+        try:
+            return [(batch, self._work(batch))]
+        except Exception as error:  # whatever a model's run raises, it must not reach the other jobs
+            if len(batch) > 1:
+                return [self._do_work([job])[0] for job in batch]
+            return [(batch, error)]
 
+    def _hand_over(self, outcomes: list[tuple[list[J], R | Exception]]) -> None:
+        self._delivery = self._loop.create_task(self._deliver_all(outcomes))
+        self._delivery.add_done_callback(lambda _: self._run_next())
 
-def _score_batch(model: Model, batch: list[_Waiting]) -> list[Scores | Exception]:
-    """Run all requests as one; when that fails, each by itself, so that only the one at fault fails."""
-    try:
-        if len(batch) == 1:
-            return [model.score(batch[0].features)]
-        scores = model.score(np.concatenate([waiting.features for waiting in batch]))
-    except Exception as error:  # onnxruntime's errors share no class below this one
-        if len(batch) > 1:
-            return [_score_batch(model, [waiting])[0] for waiting in batch]
-        logger.warning("model %s version %s failed on a request: %s", model.name, model.version, error)
-        return [ScoringError("the model fails on this input")]
-    parts: list[Scores | Exception] = []
-    start = 0
-    for waiting in batch:
-        parts.append(scores.rows(start, start + len(waiting.features)))
-        start += len(waiting.features)
-    return parts
+    async def _deliver_all(self, outcomes: list[tuple[list[J], R | Exception]]) -> None:
+        """Deliver; whatever goes wrong, nobody is left waiting: each job's handler raises the error, and answers it."""
+        for jobs, outcome in outcomes:
+            error = outcome if isinstance(outcome, Exception) else await self._try_deliver(jobs, outcome)
+            for job in jobs:
+                if error is not None and not job.answer.done():
+                    job.answer.set_exception(error)
+
+    async def _try_deliver(self, jobs: list[J], result: R) -> Exception | None:
+        try:
+            await self._deliver(jobs, result)
+        except Exception as error:  # of the log or a bug: the jobs' handlers raise it again
+            return error
+        return None
 
 
 @asynccontextmanager
-async def open_batchers(models: list[Model]) -> AsyncIterator[dict[Model, Batcher]]:
-    """Give each model a batcher; all share one thread for the runs that would hold up the event loop."""
+async def open_executor() -> AsyncIterator[ThreadPoolExecutor]:
+    """Open the one thread for work that would hold up the event loop."""
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="onnxruntime")
     try:
-        yield {model: Batcher(model, executor) for model in models}
+        yield executor
     finally:
         executor.shutdown(wait=True)

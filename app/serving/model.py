@@ -30,11 +30,6 @@ class Scores:
     predicted: NDArray[np.intp]
     scores: Float32
 
-    def rows(self, start: int, stop: int) -> "Scores":
-        """Return rows start to stop, views of the same memory."""
-        part = slice(start, stop)
-        return Scores(self.probabilities[part], self.predicted[part], self.scores[part])
-
 
 class Model:
     """A classifier in memory, warmed up. Runs block; onnxruntime releases the interpreter lock meanwhile."""

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from app.errors import StartupError
@@ -37,11 +37,13 @@ class Signature:
     positive_index: int | None
     decision_threshold: float | None
     training_f1: float | None
+    class_texts: tuple[str, ...] = field(init=False)
+    """The classes as they stand in JSON keys, metric labels and the log."""
+    feature_set: frozenset[str] = field(init=False)
 
-    @property
-    def class_texts(self) -> tuple[str, ...]:
-        """The classes as they stand in JSON keys, metric labels and the log."""
-        return tuple(str(name) for name in self.classes)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "class_texts", tuple(str(name) for name in self.classes))
+        object.__setattr__(self, "feature_set", frozenset(self.feature_names))
 
     @property
     def positive_class(self) -> str | None:

@@ -1,0 +1,151 @@
+"""A batch of prediction requests: scored together, each answered for itself when the log has promised its rows."""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from uuid import UUID
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from app import metrics
+from app.errors import Fault, InvalidRequestError, invalid
+from app.prediction_log.log import PredictionLog
+from app.prediction_log.record import Record, Rows, encode_records, make_prediction_ids, read_clock_ms, time_from_ms
+from app.serving.batching import Batcher
+from app.serving.model import Model, Scores
+
+ENCODE_SECONDS_PER_ROW = 5e-6
+"""Measured: making and encoding a row's record and answer, beside the model's own run."""
+
+
+@dataclass(slots=True)
+class PredictJob:
+    """One request: rows of values in the model's order, what goes with them into the log, and its answer to come."""
+
+    values: list[list[float | None]]
+    external_ids: Sequence[str | None]
+    request_id: str
+    many: bool
+    answer: "asyncio.Future[bytes]"
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has."""
+        return len(self.values)
+
+
+class Prediction(msgspec.Struct, gc=False):
+    """The answer for one row."""
+
+    prediction_id: UUID
+    prediction: int | str
+    score: float
+    probabilities: dict[str, float]
+    model: str
+    model_version: str
+
+
+class Predictions(msgspec.Struct, gc=False):
+    """The answer for many rows, in their order."""
+
+    predictions: list[Prediction]
+    model: str
+    model_version: str
+
+
+@dataclass(slots=True)
+class BatchAnswer:
+    """Rows for the log, each job's body to send once they are promised, and what to count then: arrays (n,)."""
+
+    rows: list[Rows]
+    bodies: list[bytes]
+    predicted: NDArray[np.intp]
+    scores: NDArray[np.float32]
+
+
+encode = msgspec.json.Encoder().encode
+
+
+def answer_batch(model: Model, jobs: Sequence[PredictJob]) -> BatchAnswer:
+    """Score the rows of all jobs in one run and encode answers and log rows; one clock reading dates them all."""
+    scores = run_model(model, [row for job in jobs for row in job.values])
+    check_finite(scores, jobs)
+    clock_ms = read_clock_ms()
+    created_at, ids = time_from_ms(clock_ms), iter(make_prediction_ids(clock_ms, len(scores.scores)))
+    signature, name, version = model.signature, model.name, model.version
+    names, texts, classes = signature.feature_names, signature.class_texts, signature.classes
+    scored = zip(scores.scores.tolist(), scores.probabilities.tolist(), scores.predicted.tolist(), strict=True)
+    records, bodies = [], []
+    for job in jobs:
+        predictions = []
+        for values, external_id in zip(job.values, job.external_ids, strict=True):
+            prediction_id, (score, chances, index) = next(ids), next(scored)
+            features = dict(zip(names, values, strict=True))
+            records.append(
+                Record(
+                    prediction_id,
+                    created_at,
+                    name,
+                    version,
+                    texts[index],
+                    score,
+                    chances,
+                    features,
+                    external_id,
+                    job.request_id,
+                )
+            )
+            probabilities = dict(zip(texts, chances, strict=True))
+            predictions.append(Prediction(prediction_id, classes[index], score, probabilities, name, version))
+        bodies.append(encode(Predictions(predictions, name, version) if job.many else predictions[0]))
+    return BatchAnswer(encode_records(records), bodies, scores.predicted, scores.scores)
+
+
+def run_model(model: Model, rows: Sequence[Sequence[float | None]]) -> Scores:
+    """Score checked rows; a graph that fails on them is answered 422, since only this input makes it fail."""
+    features = np.array(rows, dtype=np.float64).astype(np.float32)
+    try:
+        return model.score(features)
+    except Exception as error:  # onnxruntime's errors share no class below this one
+        raise InvalidRequestError("the model fails on this input") from error
+
+
+def check_finite(scores: Scores, jobs: Sequence[PredictJob]) -> None:
+    """Refuse rows for which the model's answer is not a finite number: 422, since only this input makes it so.
+
+    Of a batch the jobs are tried again one by one, so that only the one at fault is refused.
+    """
+    if np.isfinite(scores.probabilities).all():
+        return
+    code, detail = "non_finite_output", "the model's answer for this row is not a finite number"
+    rows = np.flatnonzero(~np.isfinite(scores.probabilities).all(axis=1)).tolist()
+    raise invalid(*(Fault(f"/instances/{row}" if jobs[0].many else "/features", code, detail) for row in rows))
+
+
+def make_batcher(model: Model, log: PredictionLog, executor: ThreadPoolExecutor) -> Batcher[PredictJob, BatchAnswer]:
+    """Make the batcher of one model: what a batch takes, how long, and where it goes."""
+
+    async def deliver(jobs: Sequence[PredictJob], answer: BatchAnswer) -> None:
+        await log.store(answer.rows)
+        for job, body in zip(jobs, answer.bodies, strict=True):
+            if not job.answer.done():
+                job.answer.set_result(body)
+        count_predictions(model, answer)
+
+    return Batcher(
+        work=lambda jobs: answer_batch(model, jobs),
+        predict_seconds=lambda rows: model.predict_seconds(rows) + rows * ENCODE_SECONDS_PER_ROW,
+        deliver=deliver,
+        executor=executor,
+    )
+
+
+def count_predictions(model: Model, answer: BatchAnswer) -> None:
+    """Count answered predictions by class, and their scores."""
+    for name, rows in zip(model.signature.class_texts, np.bincount(answer.predicted).tolist(), strict=False):
+        if rows:
+            metrics.PREDICTIONS.labels(model.name, model.version, name).inc(rows)
+    metrics.PREDICTION_SCORES.observe((model.name, model.version), answer.scores)
