@@ -8,23 +8,28 @@ BIN = $(VENV)/bin
 # Debian's PostgreSQL 15, the oldest supported version, for test-system.
 POSTGRES_15 ?= /usr/lib/postgresql/15/bin
 
-.PHONY: run replay test test-system check format
+.PHONY: run replay test test-system faults check format
 
 run: $(VENV)/run-installed
-	exec $(BIN)/uvicorn app:main --host $(HOST) --port $(PORT)
+	exec $(BIN)/python -m app serve --host $(HOST) --port $(PORT)
 
 replay: $(VENV)/run-installed
 	$(BIN)/python -m app replay --url http://$(HOST):$(PORT) --rows $(ROWS)
 
 test: $(VENV)/test-installed
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest tests --ignore=tests/system
+	$(BIN)/coverage run -m pytest tests --ignore=tests/system --ignore=tests/faults
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 
 test-system: $(VENV)/test-installed
 	$(BIN)/pytest tests/system
-	TEST_POSTGRES_BIN=$(POSTGRES_15) $(BIN)/pytest tests --ignore=tests/system
+	TEST_POSTGRES_BIN=$(POSTGRES_15) $(BIN)/pytest tests --ignore=tests/system --ignore=tests/faults
+	$(BIN)/pytest tests/faults
+
+# The faults of test-system many times over, and the long ones, as a table: before a release.
+faults: $(VENV)/test-installed
+	$(BIN)/python -m tests.faults
 
 check: $(VENV)/test-installed
 	$(BIN)/ruff format --check .

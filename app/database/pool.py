@@ -55,6 +55,7 @@ async def open_pool(url: str, max_size: int) -> AsyncIterator[asyncpg.Pool]:
             max_size=max_size,
             timeout=CONNECT_TIMEOUT_SECONDS,
             command_timeout=COMMAND_TIMEOUT_SECONDS,
+            statement_cache_size=0,  # named statements break behind a pooler in transaction mode; ours are few and long
             server_settings={"application_name": "scorekeeper"},
         )
     except ConnectionFailure as error:

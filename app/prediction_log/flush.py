@@ -1,14 +1,132 @@
-"""Wait for the disk without blocking the event loop: the kernel's asynchronous fdatasync, or a thread."""
+"""The spool's disk: its system calls in one place, and waiting for a sync without blocking the event loop."""
 
 import asyncio
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from caio.abstract import AbstractOperation
 
 logger = logging.getLogger(__name__)
+
+sync_file = getattr(os, "fdatasync", os.fsync)
+"""fdatasync where there is one; macOS has only fsync."""
+
+
+class Disk:
+    """The system calls of the spool, which raise OSError; tests make each of them fail."""
+
+    def list_names(self, directory: Path) -> list[str]:
+        """Return the names in a directory."""
+        return os.listdir(directory)  # noqa: PTH208  # names, not paths
+
+    def make_directory(self, path: Path, mode: int) -> None:
+        """Make a directory; FileExistsError when it is there."""
+        path.mkdir(mode=mode)
+
+    def create(self, path: Path) -> int:
+        """Open a new file for appending; FileExistsError when there is one."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+
+    def open(self, path: Path) -> int:
+        """Open a file for reading."""
+        return os.open(path, os.O_RDONLY)
+
+    def measure(self, path: Path) -> int:
+        """Return the size of a file in bytes."""
+        return path.stat().st_size
+
+    def read(self, descriptor: int, size: int, offset: int) -> bytes:
+        """Read up to `size` bytes."""
+        return os.pread(descriptor, size, offset)
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        """Append; return how many bytes were taken, which may be fewer."""
+        return os.write(descriptor, data)
+
+    def sync(self, descriptor: int) -> None:
+        """Bring a file's data to the disk."""
+        sync_file(descriptor)
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        """Cut a file."""
+        os.ftruncate(descriptor, size)
+
+    def close(self, descriptor: int) -> None:
+        """Close a file."""
+        os.close(descriptor)
+
+    def unlink(self, path: Path) -> None:
+        """Remove a file."""
+        path.unlink()
+
+    def sync_directory(self, path: Path) -> None:
+        """Bring a directory's entries to the disk."""
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def measure_free(self, directory: Path) -> int:
+        """Return how many bytes of the file system are free."""
+        return shutil.disk_usage(directory).free
+
+
+DISK = Disk()
+
+
+def write_all(disk: Disk, descriptor: int, data: bytes) -> None:
+    """Write everything: a nearly full disk takes a part of it first."""
+    view = memoryview(data)
+    while view:
+        view = view[disk.write(descriptor, view) :]
+
+
+def create_file(disk: Disk, path: Path, data: bytes) -> int:
+    """Create a file, with its entry on the disk when this returns its descriptor; leave none when that fails."""
+    try:
+        descriptor = disk.create(path)
+    except FileExistsError:  # left by an attempt that could not remove it either
+        disk.unlink(path)
+        descriptor = disk.create(path)
+    try:
+        write_all(disk, descriptor, data)
+        disk.sync(descriptor)
+        disk.sync_directory(path.parent)
+    except OSError:
+        with suppress(OSError):
+            disk.close(descriptor)
+        with suppress(OSError):
+            disk.unlink(path)
+        raise
+    return descriptor
+
+
+def make_directory(disk: Disk, path: Path, mode: int = 0o700) -> None:
+    """Make a directory and, as open as usual, its parents, if they are not there, with their entries on the disk."""
+    if path.parent != path and not path.parent.is_dir():
+        make_directory(disk, path.parent, 0o777)
+    harmless: type[OSError] = PermissionError  # a parent that is closed to us was not made by us
+    try:
+        disk.make_directory(path, mode)
+    except FileExistsError:
+        harmless = OSError  # it has most likely been synced when it was made, and its disk may be failing by now
+    with suppress(harmless):
+        disk.sync_directory(path.parent)
+
+
+def write_aside(disk: Disk, path: Path, data: bytes) -> None:
+    """Keep bytes in a file of their own for a person to look at, on the disk when this returns."""
+    make_directory(disk, path.parent)
+    disk.close(create_file(disk, path, data))
+
 
 OnFlushed = Callable[[OSError | None], None]
 """Called on the event loop when the data is on the disk, or with the error that says that it may not be."""
@@ -24,37 +142,53 @@ class Flusher(Protocol):
         """Free what it holds; nothing is under way any more."""
 
 
+AIO_EVENTS = 8
+"""Operations that may be under way; the journal has one."""
+
+CAIO_ERRORS = (OSError, ValueError, OverflowError, SystemError)
+"""What caio makes of errno: EBADF is a ValueError, EAGAIN an OverflowError, most others are SystemErrors."""
+
+
 class KernelFlusher:
-    """Linux kernel AIO: no thread that would have to win the interpreter lock back from the loop. OSError: not here."""
+    """Linux kernel AIO: no thread that would have to win the interpreter lock back from the loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         from caio import linux_aio  # noqa: PLC0415  # only Linux has it
 
         self._loop = loop
         self._operation = linux_aio.Operation
-        self._context = linux_aio.Context(8)
+        self._context = linux_aio.Context(AIO_EVENTS)
         loop.add_reader(self._context.fileno, self._on_ready)
 
     def flush(self, descriptor: int, on_flushed: OnFlushed) -> None:
         """Submit an fdatasync to the kernel."""
-        operation = self._operation.fdsync(descriptor)
+        self._submit(self._operation.fdsync(descriptor), on_flushed)
 
-        def finish(result: int) -> None:
-            on_flushed(None if result >= 0 else OSError(-result, os.strerror(-result)))
-
-        operation.set_callback(finish)
+    def _submit(self, operation: "AbstractOperation", on_flushed: OnFlushed) -> None:
+        operation.set_callback(lambda result: on_flushed(explain_result(result)))
         try:
-            self._context.submit(operation)
-        except (OSError, ValueError) as error:  # caio names a refused submission ValueError
+            taken = self._context.submit(operation)
+        except CAIO_ERRORS as error:
             self._loop.call_soon(on_flushed, OSError(str(error)))
+        else:
+            if taken != 1:
+                self._loop.call_soon(on_flushed, OSError("the kernel did not take the operation"))
 
     def close(self) -> None:
         """Stop listening for completions."""
         self._loop.remove_reader(self._context.fileno)
 
     def _on_ready(self) -> None:
-        self._context.poll()
-        self._context.process_events()
+        with suppress(BlockingIOError):  # an earlier look has taken this completion along
+            self._context.poll()
+        while self._context.process_events():
+            pass
+
+
+def explain_result(result: int) -> OSError | None:
+    """Return the error of a completed operation, which caio 0.12 hands over as an unsigned number: 2**64 - errno."""
+    code = 2**64 - result if result >= 2**63 else -result
+    return OSError(code, os.strerror(code)) if code > 0 else None
 
 
 class ThreadFlusher:
@@ -81,37 +215,31 @@ class ThreadFlusher:
         self._executor.shutdown(wait=True)
 
 
-sync_file = getattr(os, "fdatasync", os.fsync)
-"""fdatasync where there is one; macOS has only fsync."""
+TRY_SECONDS = 10.0
+"""How long the first flush may take."""
 
 
-async def open_flusher(directory: Path) -> Flusher:
-    """Return the kernel's way if it works on the file system of `directory`, else the thread."""
+async def open_flusher(descriptor: int) -> Flusher:
+    """Return the kernel's way if it works on the file system of an open file, else the thread."""
     loop = asyncio.get_running_loop()
     try:
         flusher = KernelFlusher(loop)
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, *CAIO_ERRORS) as error:
         logger.info("fdatasync by a thread: kernel AIO is not available (%s)", error)
         return ThreadFlusher(loop)
-    refusal = await _try_flush(flusher, directory)
+    refusal = await _try_flush(flusher, descriptor)
     if refusal is None:
         return flusher
     flusher.close()
-    logger.info("fdatasync by a thread: kernel AIO does not work in %s (%s)", directory, refusal)
+    logger.info("fdatasync by a thread: kernel AIO does not work for the spool (%s)", refusal)
     return ThreadFlusher(loop)
 
 
-async def _try_flush(flusher: Flusher, directory: Path) -> OSError | None:
-    path = directory / f"probe-{os.getpid()}"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+async def _try_flush(flusher: Flusher, descriptor: int) -> OSError | None:
+    done: asyncio.Future[OSError | None] = asyncio.get_running_loop().create_future()
+    flusher.flush(descriptor, lambda error: None if done.done() else done.set_result(error))
     try:
-        os.write(descriptor, b"probe")
-        done: asyncio.Future[OSError | None] = asyncio.get_running_loop().create_future()
-        flusher.flush(descriptor, done.set_result)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(TRY_SECONDS):
             return await done
     except TimeoutError:
         return OSError("no answer")
-    finally:
-        os.close(descriptor)
-        path.unlink()

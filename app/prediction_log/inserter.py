@@ -51,20 +51,23 @@ class Inserter:
         except ATTEMPT_ERRORS as error:
             raise await self._explain(error) from error
 
-    async def insert(self, rows: Sequence[bytes]) -> None:
-        """Store `rows`, each one or several JSON objects; partitions that are missing are made. Raises InsertError."""
+    async def insert(self, rows: Sequence[bytes]) -> int:
+        """Store `rows`, each one or several JSON objects; return how many were not there already. Raises InsertError.
+
+        Partitions that are missing are made.
+        """
         try:
             try:
-                await self._insert(rows)
+                return await self._insert(rows)
             except asyncpg.CheckViolationError as error:
                 if classify_failure(error) != "partition":
                     raise
                 await self._make_partitions(rows)
-                await self._insert(rows)
+                return await self._insert(rows)
         except ATTEMPT_ERRORS as error:
             raise await self._explain(error) from error
 
-    async def _insert(self, rows: Sequence[bytes]) -> None:
+    async def _insert(self, rows: Sequence[bytes]) -> int:
         started = time.perf_counter()
         async with self._pool.acquire(timeout=ATTEMPT_SECONDS) as connection:
             stored = await insert_rows(connection, rows, timeout=ATTEMPT_SECONDS)
@@ -72,6 +75,7 @@ class Inserter:
             metrics.LOG_COMMIT_SECONDS.observe(time.perf_counter() - started)
             metrics.LOG_BATCH_ROWS.observe(stored)
             metrics.LOG_STORED.inc(stored)
+        return stored
 
     async def _make_partitions(self, rows: Sequence[bytes]) -> None:
         days = list_days(rows)

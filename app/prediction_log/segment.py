@@ -12,6 +12,7 @@ in brackets, and an operator can read what is on the disk.
 import struct
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 
 HEADER = struct.Struct("<8s16sQQ")
 HEADER_CRC = struct.Struct("<I")
@@ -58,6 +59,37 @@ class Damage:
     end: int
 
 
+@dataclass(slots=True)
+class Segment:
+    """A file of the spool. `readable_end` is how far it may be read: what was promised, or all of an older file.
+
+    `acknowledged` is how much had been promised for certain, None where that is not known. The rest is the shipper's:
+    how far it has got, and whether something of the file is nowhere else, so that it must not be removed.
+    """
+
+    sequence: int
+    path: Path
+    readable_end: int
+    acknowledged: int | None
+    is_open: bool = False
+    rows: int = 0
+    read_end: int = 0
+    shipped_rows: int = 0
+    shipped_at: float | None = None
+    is_kept: bool = False
+    retry_at: float = 0.0
+
+    @property
+    def is_finished(self) -> bool:
+        """Tell whether all of a closed segment has been dealt with."""
+        return not self.is_open and self.read_end >= self.readable_end
+
+    @property
+    def pending_rows(self) -> int:
+        """Rows that wait; what damage has cost no longer does once the end is reached."""
+        return 0 if self.is_finished else max(0, self.rows - self.shipped_rows)
+
+
 def encode_header(header: SegmentHeader) -> bytes:
     """Return the first bytes of a segment."""
     before = NOT_KNOWN if header.acknowledged_before is None else header.acknowledged_before
@@ -77,8 +109,10 @@ def decode_header(data: bytes) -> SegmentHeader | None:
 
 
 def encode_frame(payload: bytes, rows: int) -> bytes:
-    """Return the bytes of one request's rows."""
+    """Return the bytes of a frame. ValueError: too long to be read back, so that it must not be promised."""
     length = len(payload)
+    if length > MAX_PAYLOAD_BYTES:
+        raise ValueError(f"a frame of {length} bytes, allowed are {MAX_PAYLOAD_BYTES}")
     crc = zlib.crc32(payload, zlib.crc32(FRAME_LENGTHS.pack(length, rows)))
     return FRAME.pack(FRAME_MAGIC, length, rows, crc) + payload
 
@@ -118,6 +152,20 @@ def read_frames(data: bytes, base: int) -> tuple[list[Frame], list[Damage]]:
             frames.append(frame)
             at = frame.end - base
     return frames, damages
+
+
+def find_cut_off(data: bytes) -> int:
+    """Return where, behind its first byte, a frame may begin that is not all in `data`; at the latest near its end."""
+    at = 1
+    while (at := data.find(FRAME_MAGIC, at)) >= 0:
+        begin = at + FRAME.size
+        if begin > len(data):
+            return at
+        length = FRAME.unpack_from(data, at)[1]
+        if length <= MAX_PAYLOAD_BYTES and begin + length > len(data):
+            return at
+        at += 1
+    return max(1, len(data) - len(FRAME_MAGIC) + 1)
 
 
 def _find_frame(data: bytes, at: int) -> int:

@@ -1,0 +1,122 @@
+"""Faults of PostgreSQL and of the way to it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+
+from app.database.migrate import upgrade_schema
+from tests.conftest import execute
+from tests.faults.scenario import Fault
+from tests.faults.world import World
+
+
+@asynccontextmanager
+async def postgres_killed(world: World) -> AsyncIterator[None]:
+    """SIGKILL of all its processes; it is away, and recovers."""
+    await world.postgres.kill()
+    yield
+    await world.postgres.start()
+
+
+@asynccontextmanager
+async def postgres_killed_again_and_again(world: World) -> AsyncIterator[None]:
+    """SIGKILL and restart at once, several times."""
+    for _ in range(4):
+        await world.postgres.kill()
+        await world.postgres.start()
+        await world.wait_for_promises(100)
+    yield
+
+
+@asynccontextmanager
+async def absent_at_start(world: World) -> AsyncIterator[None]:
+    """Nobody at the address when the server starts; predictions are answered all the same."""
+    await world.postgres.kill()
+    await world.server.start()
+    await world.wait_for_promises(500)
+    yield
+    await world.postgres.start()
+
+
+@asynccontextmanager
+async def empty_and_absent_at_start(world: World) -> AsyncIterator[None]:
+    """As before, and when PostgreSQL comes its database has no schema yet."""
+    await execute(world.url, "DROP SCHEMA public CASCADE")
+    await execute(world.url, "CREATE SCHEMA public")
+    await world.postgres.kill()
+    await world.server.start()
+    await world.wait_for_promises(500)
+    yield
+    await world.postgres.start()
+    await upgrade_schema(world.url)  # also by the server itself; whoever is first
+
+
+@asynccontextmanager
+async def postgres_frozen(world: World) -> AsyncIterator[None]:
+    """SIGSTOP: connections open, nothing is answered."""
+    world.postgres.freeze()
+    yield
+    world.postgres.thaw()
+
+
+@asynccontextmanager
+async def blackhole(world: World) -> AsyncIterator[None]:
+    """The network carries nothing, no connection breaks; what was under way arrives afterwards."""
+    world.proxy.blackhole()
+    yield
+    world.proxy.restore()
+
+
+@asynccontextmanager
+async def slow_network(world: World) -> AsyncIterator[None]:
+    """Each packet takes 200 ms."""
+    world.proxy.delay_seconds = 0.2
+    yield
+    world.proxy.restore()
+
+
+def reset_after_commit(times: int) -> Fault:
+    """The connection breaks when PostgreSQL has committed and before anybody hears of it."""
+
+    @asynccontextmanager
+    async def fault(world: World) -> AsyncIterator[None]:
+        world.proxy.resets_left = times
+        yield
+        world.check(world.proxy.resets == times, f"only {world.proxy.resets} of {times} commits were followed by RST")
+        world.proxy.restore()
+
+    return fault
+
+
+@asynccontextmanager
+async def schema_renamed(world: World) -> AsyncIterator[None]:
+    """The operator's mistake: the tables are not where they are looked for. Everything is kept."""
+    await rename_schema(world.url, "public", "elsewhere")
+    yield
+    await rename_schema(world.url, "elsewhere", "public")
+
+
+async def rename_schema(url: str, old: str, new: str) -> None:
+    """Rename a schema, between two statements of those that use it."""
+    for attempt in range(20):
+        try:
+            await execute(url, f"SET lock_timeout = '1s'; ALTER SCHEMA {old} RENAME TO {new}")
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+            await asyncio.sleep(0.05 * attempt)
+        else:
+            return
+    raise AssertionError(f"cannot rename schema {old}")
+
+
+@asynccontextmanager
+async def table_locked(world: World) -> AsyncIterator[None]:
+    """Somebody holds the table: inserts wait and time out."""
+    connection = await asyncpg.connect(world.url)
+    try:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE prediction_log IN ACCESS EXCLUSIVE MODE")
+            yield
+    finally:
+        await connection.close()

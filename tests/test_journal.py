@@ -1,0 +1,463 @@
+"""The journal over a model disk that fails and loses power, and on a real directory."""
+
+import asyncio
+import errno
+import stat
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.errors import StartupError
+from app.prediction_log import journal as journal_module
+from app.prediction_log.flush import OnFlushed
+from app.prediction_log.journal import Journal, SpoolUnavailableError, open_journal
+from app.prediction_log.reader import SpoolReader, find_segments, name_segment
+from app.prediction_log.segment import HEADER_BYTES, decode_header, encode_frame
+from app.tasks import own_task
+from tests.model_disk import SHORT, Fault, ModelDisk, ModelFlusher, PowerLossError
+from tests.processes import wait_until
+
+SPOOL = Path("/spool")
+MAX_BYTES = 1024**2
+
+
+@pytest.fixture(autouse=True)
+def _fast() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal_module, "PROBE_SECONDS", 0.005)
+        yield
+
+
+class FrozenFlusher:
+    """A disk that never answers."""
+
+    def flush(self, descriptor: int, on_flushed: OnFlushed) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@asynccontextmanager
+async def open_model(disk: ModelDisk, max_bytes: int = MAX_BYTES, *, is_frozen: bool = False) -> AsyncIterator[Journal]:
+    segments, spool = find_segments(SPOOL, disk)
+    flusher = FrozenFlusher() if is_frozen else ModelFlusher(disk)
+    journal = Journal(SPOOL, max_bytes, flusher, segments, spool, disk)
+    await journal.check()
+    async with own_task(journal.run(), "spool", pytest.fail):
+        yield journal
+    journal.close()
+
+
+def fail_calls(*failing: tuple[str, int]) -> Fault:
+    """Fail calls by name for as long as they are in this list, which the test changes."""
+    codes = dict(failing)
+    return codes.get
+
+
+def read_all(disk: ModelDisk, journal: Journal | None = None) -> list[bytes]:
+    segments = journal.segments if journal else find_segments(SPOOL, disk)[0]
+    return read_payloads(SpoolReader(segments, SPOOL, disk))
+
+
+def read_payloads(reader: SpoolReader) -> list[bytes]:
+    payloads: list[bytes] = []
+    for _ in range(10_000):
+        batch = reader.read()
+        if batch is None:
+            return payloads
+        payloads += [frame.payload for frame in batch.frames]
+        reader.advance(batch)
+    raise AssertionError("the reader does not come to an end")
+
+
+async def append(journal: Journal, *payloads: bytes) -> None:
+    await asyncio.gather(*(journal.append(encode_frame(payload, 1), 1) for payload in payloads))
+
+
+async def is_well(journal: Journal) -> bool:
+    return journal.failure is None
+
+
+async def has_failed(journal: Journal, code: str) -> bool:
+    return journal.failure is not None and journal.failure.code == code
+
+
+async def test_append_is_on_the_disk_when_it_returns() -> None:
+    disk = ModelDisk()
+    async with open_model(disk) as journal:
+        await append(journal, b"1", b"2")
+
+        found = [read_all(disk.lose_power(Random(seed))) for seed in range(20)]
+
+    assert found == [[b"1", b"2"]] * 20
+
+
+@pytest.mark.parametrize("name", ["write", "sync"])
+async def test_append_is_refused_once_when_the_disk_fails_once(name: str) -> None:
+    disk = ModelDisk()
+    async with open_model(disk) as journal:
+        await append(journal, b"1")
+        disk.fault = fail_calls((name, errno.EIO))
+        with pytest.raises(SpoolUnavailableError):
+            await append(journal, b"2")
+        disk.fault = fail_calls()
+        await wait_until(lambda: is_well(journal))
+
+        await append(journal, b"3")
+
+        assert read_all(disk, journal) == [b"1", b"3"]
+
+
+async def test_segments_that_fail_in_a_row_say_how_far_the_one_before_was_acknowledged() -> None:
+    disk = ModelDisk()
+    async with open_model(disk) as journal:
+        await append(journal, b"1")
+        for _ in range(2):
+            disk.fault = fail_calls(("truncate", errno.EIO), ("close", errno.EIO))
+            disk.fault = _fail_next_sync(disk.fault)
+            with pytest.raises(SpoolUnavailableError):
+                await append(journal, b"refused")
+            await wait_until(lambda: is_well(journal))
+        disk.fault = fail_calls()
+        await append(journal, b"2")
+
+    after = disk.kill_process()
+    headers = [decode_header(bytes(inode.seen)) for _, inode in sorted(after.names.items())]
+    end = HEADER_BYTES + len(encode_frame(b"1", 1))
+    assert [header.acknowledged_before if header else -1 for header in headers] == [None, end, HEADER_BYTES]
+
+
+async def test_short_writes_are_gone_on_with() -> None:
+    disk = ModelDisk()
+    disk.fault = fail_calls(("write", SHORT))
+    async with open_model(disk) as journal:
+        await append(journal, b"x" * 1000)
+
+    assert read_all(disk.lose_power(Random(0))) == [b"x" * 1000]
+
+
+async def test_append_whose_caller_has_gone_does_not_break_its_group() -> None:
+    disk = ModelDisk()
+    async with open_model(disk) as journal:
+        gone = asyncio.create_task(append(journal, b"1"))
+        await asyncio.sleep(0)
+        gone.cancel()
+
+        await append(journal, b"2")
+
+        assert b"2" in read_all(disk, journal)
+
+
+async def test_append_is_refused_when_the_journal_ends_during_its_flush() -> None:
+    async with open_model(ModelDisk(), is_frozen=True) as journal:
+        waiting = asyncio.create_task(append(journal, b"1"))
+        await asyncio.sleep(0.02)  # the flush is under way, and never ends
+
+    with pytest.raises(SpoolUnavailableError, match="stopping"):
+        async with asyncio.timeout(5):
+            await waiting
+
+
+async def test_append_is_refused_when_the_disk_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "FLUSH_SECONDS", 0.02)
+    async with open_model(ModelDisk(), is_frozen=True) as journal:
+        with pytest.raises(SpoolUnavailableError):
+            async with asyncio.timeout(5):
+                await append(journal, b"1")
+
+
+async def test_append_is_refused_at_once_when_too_much_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "MAX_WAITING_BYTES", 100)
+    async with open_model(ModelDisk()) as journal:
+        first = asyncio.create_task(append(journal, b"x" * 90))
+        await asyncio.sleep(0)
+
+        with pytest.raises(SpoolUnavailableError, match="too many"):
+            await append(journal, b"x" * 90)
+
+        await first
+
+
+async def test_failing_measures_and_removals_do_not_end_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "RETAIN_SECONDS", 0.0)
+    monkeypatch.setattr(journal_module, "SEGMENT_BYTES", 200)
+    disk = ModelDisk()
+    async with open_model(disk) as journal:
+        await append(journal, b"x" * 150)
+        await append(journal, b"y" * 150)
+        disk.fault = fail_calls(("measure_free", errno.EIO), ("unlink", errno.EROFS))
+        journal.segments[0].shipped_at = 0.0
+        calls = disk.calls
+        await wait_until(lambda: has_called(disk, calls + 6))
+        await append(journal, b"z")
+        kept = len(journal.segments)
+        disk.fault = fail_calls()
+        await wait_until(lambda: has_segments(journal, kept - 1))
+
+
+async def has_called(disk: ModelDisk, count: int) -> bool:
+    return disk.calls >= count
+
+
+async def has_segments(journal: Journal, count: int) -> bool:
+    return len(journal.segments) == count
+
+
+async def test_journal_goes_on_after_a_segment_could_neither_be_begun_nor_removed() -> None:
+    disk = ModelDisk()
+    async with open_model(disk) as journal:
+        await append(journal, b"1")
+        disk.fault = fail_calls(("sync", errno.EIO), ("unlink", errno.EIO))
+        with pytest.raises(SpoolUnavailableError):
+            await append(journal, b"2")
+        await wait_until(lambda: has_failed(journal, "spool_disk"))
+        disk.fault = fail_calls()
+        await wait_until(lambda: is_well(journal))
+
+        await append(journal, b"3")
+
+    assert read_all(disk.lose_power(Random(0))) == [b"1", b"3"]
+
+
+async def test_a_full_disk_makes_room_by_removing_what_was_shipped() -> None:
+    disk = ModelDisk()
+    async with open_model(disk) as journal:
+        await append(journal, b"1")
+        first = SPOOL / name_segment(0)
+        disk.fault = lambda name: errno.ENOSPC if name in {"write", "create"} and first in disk.names else None
+        with pytest.raises(SpoolUnavailableError):
+            await append(journal, b"2")
+        await wait_until(lambda: has_failed(journal, "spool_disk"))
+        journal.segments[0].shipped_at = time.monotonic()
+
+        await wait_until(lambda: is_well(journal))
+
+        assert [segment.path.name for segment in journal.segments] == [name_segment(1)]
+
+
+async def test_shipped_segments_are_kept_through_a_single_failure() -> None:
+    disk = ModelDisk()
+    async with open_model(disk) as journal:
+        await append(journal, b"1")
+        disk.fault = _fail_next_sync(fail_calls())
+        with pytest.raises(SpoolUnavailableError):
+            await append(journal, b"2")
+        await wait_until(lambda: is_well(journal))
+        journal.segments[0].shipped_at = time.monotonic()
+        disk.fault = _fail_next_sync(fail_calls())
+        with pytest.raises(SpoolUnavailableError):
+            await append(journal, b"3")
+        await wait_until(lambda: is_well(journal))
+
+        assert [segment.sequence for segment in journal.segments] == [0, 1, 2]
+
+
+async def test_start_on_a_full_disk_serves_what_it_holds_and_recovers() -> None:
+    disk = ModelDisk()
+    async with open_model(disk) as journal:
+        await append(journal, b"1")
+    disk.fault = fail_calls(("create", errno.ENOSPC))
+
+    async with open_model(disk) as journal:
+        assert await has_failed(journal, "spool_disk")
+        assert read_all(disk, journal) == [b"1"]
+        disk.fault = fail_calls()
+        await wait_until(lambda: is_well(journal))
+        await append(journal, b"2")
+
+
+async def test_a_full_spool_refuses_and_goes_on_below_nine_tenths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "SEGMENT_BYTES", 100)
+    disk = ModelDisk()
+    async with open_model(disk, max_bytes=2000) as journal:
+        while journal.failure is None:
+            await append(journal, b"x" * 100)
+            await asyncio.sleep(0.01)  # a look at the limits
+        assert await has_failed(journal, "spool_full")
+        with pytest.raises(SpoolUnavailableError, match="full"):
+            await append(journal, b"x")
+        journal.segments.popleft()  # one of about twenty: still above nine tenths
+        await asyncio.sleep(0.03)
+        assert await has_failed(journal, "spool_full")
+
+        for segment in list(journal.segments)[:4]:
+            segment.shipped_at = 0.0
+        await wait_until(lambda: is_well(journal))
+
+
+async def test_a_small_spool_closes_its_segment_so_that_shipped_rows_leave_it() -> None:
+    disk = ModelDisk()
+    async with open_model(disk, max_bytes=1000) as journal:
+        await append(journal, b"x" * 1000)
+        await wait_until(lambda: has_failed(journal, "spool_full"))
+        read_all(disk, journal)
+        await wait_until(lambda: has_segments(journal, 2))
+        assert journal.segments[0].is_finished
+        journal.segments[0].shipped_at = 0.0
+
+        await wait_until(lambda: is_well(journal))
+
+
+async def test_little_free_disk_refuses_until_there_is_twice_as_much() -> None:
+    disk = ModelDisk()
+    async with open_model(disk) as journal:
+        disk.free = journal_module.MIN_FREE_BYTES - 1
+        await wait_until(lambda: has_failed(journal, "spool_full"))
+        disk.free = journal_module.MIN_FREE_BYTES * 2 - 1
+        await asyncio.sleep(0.03)
+        assert journal.failure is not None
+
+        disk.free = journal_module.MIN_FREE_BYTES * 2
+        await wait_until(lambda: is_well(journal))
+
+
+async def test_a_rotation_that_fails_leaves_what_follows_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "SEGMENT_SECONDS", 0.01)
+    disk = ModelDisk()
+    async with open_model(disk) as journal:
+        disk.fault = fail_calls(("create", errno.ENOSPC))
+        await append(journal, b"1")
+        await asyncio.sleep(0.03)  # the rotation has been tried
+        await append(journal, b"2")
+
+        assert journal.segments[0].is_open
+        assert journal.segments[0].acknowledged == journal.segments[0].readable_end
+
+
+async def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    async with open_journal(tmp_path / "spool", MAX_BYTES, True, pytest.fail):
+        with pytest.raises(StartupError, match="in use by another process"):
+            async with open_journal(tmp_path / "spool", MAX_BYTES, True, pytest.fail):
+                pass
+
+
+async def test_a_directory_that_cannot_be_made_ends_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(StartupError, match="cannot be opened"):
+        async with open_journal(tmp_path / "file" / "spool", MAX_BYTES, True, pytest.fail):
+            pass
+
+
+@pytest.mark.parametrize("fsync", [True, False])
+async def test_journal_on_a_real_directory_is_private_and_read_back(tmp_path: Path, fsync: bool) -> None:
+    directory = tmp_path / "data" / "spool"
+    (tmp_path / "data").mkdir()
+    async with open_journal(directory, 64 * MAX_BYTES, fsync, pytest.fail) as journal:
+        await append(journal, b"1", b"2")
+    (directory / "seg-notes.log").touch()  # somebody's own
+    async with open_journal(directory, 64 * MAX_BYTES, fsync, pytest.fail) as journal:
+        await append(journal, b"3")
+        found = read_payloads(SpoolReader(journal.segments, directory))
+
+    assert found == [b"1", b"2", b"3"]
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in directory.glob("seg-0*.log")} == {0o600}
+
+
+Life = tuple[list[list[int]], float, int | None]
+"""Sizes of what is appended group by group, how often a call fails, and at which call the power goes."""
+
+LIVES = st.lists(
+    st.tuples(
+        st.lists(st.lists(st.integers(1, 2500), min_size=1, max_size=4), max_size=8),
+        st.sampled_from([0.0, 0.05, 0.3]),
+        st.none() | st.integers(5, 40),
+    ),
+    min_size=1,
+    max_size=3,
+)
+SLOW = settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@SLOW
+@given(lives=LIVES, seed=st.integers(0, 2**32))
+def test_power_loss_at_any_call_loses_nothing_that_was_promised(lives: Sequence[Life], seed: int) -> None:
+    rng, disk = Random(seed), ModelDisk()
+    sent: list[bytes] = []
+    promised: list[bytes] = []
+
+    for life in lives:
+        before = asyncio.run(live(disk, life, rng, sent, promised, is_synced=True))
+        for _ in range(5):
+            disk = before.lose_power(rng)
+            check_spool(disk, sent, promised)
+
+
+@settings(SLOW, max_examples=60)
+@given(lives=LIVES, seed=st.integers(0, 2**32))
+def test_process_kill_at_level_os_loses_nothing_that_was_promised(lives: Sequence[Life], seed: int) -> None:
+    rng, disk = Random(seed), ModelDisk()
+    sent: list[bytes] = []
+    promised: list[bytes] = []
+
+    for life in lives:
+        disk = asyncio.run(live(disk, life, rng, sent, promised, is_synced=False)).kill_process()
+        check_spool(disk, sent, promised)
+
+
+def test_power_loss_at_level_os_may_lose_what_was_promised() -> None:
+    losses = 0
+    for seed in range(20):
+        promised: list[bytes] = []
+        disk = asyncio.run(live(ModelDisk(), ([[800]] * 4, 0.0, None), Random(seed), [], promised, is_synced=False))
+        losses += read_all(disk.lose_power(Random(seed))) != promised
+
+    assert losses > 0
+
+
+async def live(
+    disk: ModelDisk, life: Life, rng: Random, sent: list[bytes], promised: list[bytes], *, is_synced: bool
+) -> ModelDisk:
+    """Run a journal from its start to the loss of power, noting what it was given and what it has promised."""
+    groups, fault_rate, power_loss_at = life
+    codes = [errno.EIO, errno.ENOSPC, SHORT]
+    disk.fault = lambda _name: rng.choice(codes) if rng.random() < fault_rate else None
+    disk.power_loss_at = power_loss_at
+    try:
+        segments, spool = find_segments(SPOOL, disk)
+        journal = Journal(SPOOL, MAX_BYTES, ModelFlusher(disk) if is_synced else None, segments, spool, disk)
+        await journal.check()
+    except (OSError, PowerLossError):
+        return disk  # the process does not start
+    async with own_task(journal.run(), "spool", lambda _name: None) as task:
+        for sizes in groups:
+            payloads = [f"{len(sent) + index}:".encode().ljust(size, b".") for index, size in enumerate(sizes)]
+            sent += payloads
+            outcomes = await asyncio.gather(*(append(journal, one) for one in payloads), return_exceptions=True)
+            promised += [payload for payload, outcome in zip(payloads, outcomes, strict=True) if outcome is None]
+            assert all(outcome is None or isinstance(outcome, SpoolUnavailableError) for outcome in outcomes)
+            if journal.failure is not None:
+                await asyncio.sleep(0.006)  # the next probe
+        assert not task.done() or isinstance(task.exception(), PowerLossError)
+    return disk
+
+
+def check_spool(disk: ModelDisk, sent: Sequence[bytes], promised: Sequence[bytes]) -> None:
+    """Read the spool twice: each promised frame once, in order; nothing that was not sent."""
+    reader = SpoolReader(find_segments(SPOOL, disk)[0], SPOOL, disk)
+    for _ in range(2):
+        found = read_payloads(reader)
+        assert len(set(found)) == len(found)
+        assert set(found) <= set(sent)
+        assert [payload for payload in found if payload in set(promised)] == list(promised)
+        reader.rewind()
+
+
+def _fail_next_sync(otherwise: Fault) -> Fault:
+    failed: list[str] = []
+
+    def fault(name: str) -> int | None:
+        if name == "sync" and not failed:
+            failed.append(name)
+            return errno.EIO
+        return otherwise(name)
+
+    return fault

@@ -1,0 +1,290 @@
+"""From the spool to a real PostgreSQL."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import asyncpg
+import msgspec
+import pytest
+from prometheus_client import REGISTRY
+
+from app.database.pool import open_pool
+from app.prediction_log import journal as journal_module
+from app.prediction_log import shipper as shipper_module
+from app.prediction_log.inserter import Inserter
+from app.prediction_log.journal import Journal, open_journal
+from app.prediction_log.partitions import make_partitions_ahead
+from app.prediction_log.record import Record
+from app.prediction_log.segment import encode_frame
+from app.prediction_log.shipper import Shipper
+from app.tasks import own_task
+from tests.processes import wait_until
+from tests.records import count_rows, make_record
+
+MAX_BYTES = 256 * 1024**2
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "PROBE_SECONDS", 0.02)
+    monkeypatch.setattr(shipper_module, "IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(shipper_module, "RETRY_CAP_SECONDS", 0.2)
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool]:
+    async with open_pool(database_url, 2) as opened:
+        await make_partitions_ahead(opened, timeout=5)
+        yield opened
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "spool"
+
+
+@asynccontextmanager
+async def open_spool(directory: Path) -> AsyncIterator[Journal]:
+    async with open_journal(directory, MAX_BYTES, True, pytest.fail) as journal:
+        yield journal
+
+
+@asynccontextmanager
+async def ship(journal: Journal, pool: asyncpg.Pool) -> AsyncIterator[Shipper]:
+    shipper = Shipper(journal, Inserter(pool))
+    async with own_task(shipper.run(), "shipper", pytest.fail):
+        yield shipper
+
+
+async def append(journal: Journal, *records: Record) -> None:
+    payload = b",".join(msgspec.json.encode(record) for record in records)
+    await journal.append(encode_frame(payload, len(records)), len(records))
+
+
+async def has_rows(connection: asyncpg.Connection, count: int) -> bool:
+    return await count_rows(connection, "prediction_log") == count
+
+
+async def has_nothing_to_do(shipper: Shipper) -> bool:
+    return shipper.pending_rows == 0
+
+
+async def has_failed(shipper: Shipper, kind: str) -> bool:
+    return shipper.failure is not None and shipper.failure.kind == kind
+
+
+def read_counter(name: str) -> float:
+    return REGISTRY.get_sample_value(f"prediction_log_{name}_rows_total") or 0.0
+
+
+async def test_rows_of_the_spool_are_stored(
+    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
+) -> None:
+    async with open_spool(directory) as journal, ship(journal, pool) as shipper:
+        for _ in range(20):
+            await append(journal, make_record(), make_record())
+        await wait_until(lambda: has_nothing_to_do(shipper))
+
+        assert await count_rows(connection, "prediction_log") == 40
+        assert shipper.lag_seconds == 0
+        assert shipper.failure is None
+
+
+async def test_restart_offers_again_without_duplicates(
+    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
+) -> None:
+    async with open_spool(directory) as journal, ship(journal, pool) as shipper:
+        await append(journal, make_record(), make_record())
+        await wait_until(lambda: has_nothing_to_do(shipper))
+    async with open_spool(directory) as journal:
+        await append(journal, make_record())
+    repeated, stored = read_counter("repeated"), read_counter("stored")
+
+    async with open_spool(directory) as journal, ship(journal, pool) as shipper:
+        await wait_until(lambda: has_rows(connection, 3))
+        await wait_until(lambda: has_nothing_to_do(shipper))
+
+    assert not (directory / "dead").exists()
+    assert read_counter("repeated") - repeated == 2
+    assert read_counter("stored") - stored == 1
+
+
+async def test_poison_row_ends_in_dead_and_the_rest_is_stored(
+    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
+) -> None:
+    poison = make_record(external_id="\x00")
+    dead = read_counter("dead")
+    async with open_spool(directory) as journal:
+        for _ in range(5):
+            await append(journal, make_record(), make_record())
+        await append(journal, make_record(), poison, make_record())
+        await append(journal, make_record())
+
+        async with ship(journal, pool) as shipper:
+            await wait_until(lambda: has_nothing_to_do_for(shipper, connection, 13))
+
+    assert [path.name for path in (directory / "dead").iterdir()] == [f"{poison.prediction_id}.json"]
+    assert (
+        msgspec.json.decode((directory / "dead" / f"{poison.prediction_id}.json").read_bytes(), type=Record) == poison
+    )
+    assert read_counter("dead") - dead == 1
+
+
+async def has_nothing_to_do_for(shipper: Shipper, connection: asyncpg.Connection, rows: int) -> bool:
+    return await has_rows(connection, rows) and shipper.pending_rows == 0
+
+
+async def test_frame_that_is_no_json_ends_in_dead_and_the_rest_is_stored(
+    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
+) -> None:
+    async with open_spool(directory) as journal:
+        await append(journal, make_record())
+        await journal.append(encode_frame(b'{"prediction_id', 1), 1)
+        await append(journal, make_record())
+
+        async with ship(journal, pool) as shipper:
+            await wait_until(lambda: has_nothing_to_do_for(shipper, connection, 2))
+
+    assert [path.read_bytes() for path in (directory / "dead").iterdir()] == [b'{"prediction_id']
+
+
+async def test_poison_waits_while_dead_cannot_be_written(
+    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
+) -> None:
+    async with open_spool(directory) as journal:
+        (directory / "dead").touch()  # no directory can be made there
+        await append(journal, make_record(external_id="\x00"), make_record())
+        async with ship(journal, pool) as shipper:
+            await asyncio.sleep(0.3)
+            assert shipper.pending_rows == 2
+            (directory / "dead").unlink()
+
+            await wait_until(lambda: has_nothing_to_do_for(shipper, connection, 1))
+
+
+async def test_table_that_is_gone_keeps_everything_until_it_is_back(
+    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
+) -> None:
+    await connection.execute("ALTER TABLE prediction_log RENAME TO elsewhere")
+    async with open_spool(directory) as journal, ship(journal, pool) as shipper:
+        await append(journal, make_record(), make_record())
+        await wait_until(lambda: has_failed(shipper, "configuration"))
+        await append(journal, make_record())
+        assert shipper.pending_rows == 3
+        assert shipper.lag_seconds > 0
+        await connection.execute("ALTER TABLE elsewhere RENAME TO prediction_log")
+
+        await wait_until(lambda: has_nothing_to_do_for(shipper, connection, 3))
+        await wait_until(lambda: has_no_failure(shipper))
+
+    assert not (directory / "dead").exists()
+
+
+async def has_no_failure(shipper: Shipper) -> bool:
+    return shipper.failure is None
+
+
+async def test_idle_shipper_sees_that_postgresql_takes_nothing_and_that_it_does_again(
+    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
+) -> None:
+    async with open_spool(directory) as journal, ship(journal, pool) as shipper:
+        await connection.execute("ALTER TABLE prediction_log RENAME TO elsewhere")
+        await wait_until(lambda: has_failed(shipper, "configuration"))
+        await connection.execute("ALTER TABLE elsewhere RENAME TO prediction_log")
+        await wait_until(lambda: has_no_failure(shipper))
+
+
+async def test_terminated_connections_lose_nothing(
+    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
+) -> None:
+    async with open_spool(directory) as journal, ship(journal, pool) as shipper:
+        for _ in range(10):
+            await append(journal, make_record())
+            await connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+
+        await wait_until(lambda: has_nothing_to_do_for(shipper, connection, 10))
+
+
+async def test_rows_wait_for_a_lock_and_are_stored_once(
+    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
+) -> None:
+    async with open_spool(directory) as journal, ship(journal, pool) as shipper:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE prediction_log IN ACCESS EXCLUSIVE MODE")
+            await append(journal, make_record())
+            await asyncio.sleep(0.2)
+            assert shipper.pending_rows == 1
+
+        await wait_until(lambda: has_nothing_to_do_for(shipper, connection, 1))
+
+
+async def test_missing_partition_is_made_on_demand(
+    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
+) -> None:
+    long_ago = datetime.now(UTC) - timedelta(days=300)
+    async with open_spool(directory) as journal, ship(journal, pool) as shipper:
+        await append(journal, make_record(long_ago), make_record())
+
+        await wait_until(lambda: has_nothing_to_do_for(shipper, connection, 2))
+
+
+async def test_segment_closed_after_its_last_row_was_shipped_leaves_the_disk(
+    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "RETAIN_SECONDS", 0.0)
+    async with open_spool(directory) as journal, ship(journal, pool) as shipper:
+        await append(journal, make_record())
+        await wait_until(lambda: has_nothing_to_do_for(shipper, connection, 1))
+        monkeypatch.setattr(journal_module, "SEGMENT_SECONDS", 0.0)
+
+        await wait_until(lambda: has_left(directory, 0))
+        assert await has_rows(connection, 1)
+
+
+async def has_left(directory: Path, sequence: int) -> bool:
+    return not (directory / f"seg-{sequence:020d}.log").exists()
+
+
+async def test_pending_rows_are_right_when_all_is_offered_again(
+    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "RETAIN_SECONDS", 0.0)
+    async with open_spool(directory) as journal:
+        async with ship(journal, pool) as shipper:
+            await append(journal, make_record(), make_record())
+            await wait_until(lambda: has_nothing_to_do_for(shipper, connection, 2))
+            with monkeypatch.context() as patch:
+                patch.setattr(journal_module, "SEGMENT_SECONDS", 0.0)
+                await wait_until(lambda: has_left(directory, 0))
+            await append(journal, make_record())
+            await wait_until(lambda: has_nothing_to_do_for(shipper, connection, 3))
+        shipper._reader.rewind()
+        assert shipper.pending_rows == 1  # the other two are no longer on the disk
+
+        async with ship(journal, pool) as shipper:
+            await wait_until(lambda: has_nothing_to_do(shipper))
+
+    assert await has_rows(connection, 3)
+    assert not (directory / "dead").exists()
+
+
+async def test_shipper_that_is_stopped_in_the_middle_of_an_insert_goes_on_later(
+    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
+) -> None:
+    async with open_spool(directory) as journal:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE prediction_log IN ACCESS EXCLUSIVE MODE")
+            await append(journal, make_record())
+            with contextlib.suppress(asyncio.CancelledError):
+                async with ship(journal, pool):
+                    await asyncio.sleep(0.2)
+
+        async with ship(journal, pool) as shipper:
+            await wait_until(lambda: has_nothing_to_do_for(shipper, connection, 1))
