@@ -104,8 +104,10 @@ async def ship_spool(journal: Journal, inserter: Inserter, console: Console) -> 
         total = SpoolReader(journal.segments, journal.directory).count_recovered_rows()
         rows_bar = bar.add_task("rows", total=total)
         async with own_task(shipper.run(), "shipper", dead.append):
-            while not all(segment.is_finished and segment.is_kept for segment in journal.segments):
+            while left := [segment for segment in journal.segments if not (segment.is_finished and segment.is_kept)]:
                 remove_shipped(journal)
+                if all(segment.retry_at > 0 for segment in left):
+                    raise SpoolCommandError(f"{left[0].path} cannot be read now; everything else is shipped")
                 bar.update(rows_bar, completed=total - shipper.pending_rows)
                 if dead:
                     raise SpoolCommandError("the drain has ended by itself; nothing was removed unshipped")

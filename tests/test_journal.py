@@ -305,16 +305,16 @@ async def test_a_small_spool_closes_its_segment_so_that_shipped_rows_leave_it() 
         await wait_until(lambda: is_well(journal))
 
 
-async def test_little_free_disk_refuses_until_there_is_twice_as_much() -> None:
+async def test_little_free_disk_refuses_until_there_is_a_tenth_more() -> None:
     disk = ModelDisk()
     async with open_model(disk) as journal:
         disk.free = journal_module.MIN_FREE_BYTES - 1
         await wait_until(lambda: has_failed(journal, "spool_full"))
-        disk.free = journal_module.MIN_FREE_BYTES * 2 - 1
+        disk.free = journal_module.MIN_FREE_BYTES * 11 // 10
         await asyncio.sleep(0.03)
         assert journal.failure is not None
 
-        disk.free = journal_module.MIN_FREE_BYTES * 2
+        disk.free = journal_module.MIN_FREE_BYTES * 112 // 100
         await wait_until(lambda: is_well(journal))
 
 

@@ -41,7 +41,7 @@ MIN_FREE_BYTES = 64 * 1024**2
 """Free space that is left to others on the disk; below it requests are refused."""
 
 RESUME_SHARE = 0.9
-"""A full spool takes rows again below this share of its limit, so that it does not flutter."""
+"""A full spool takes rows again below this share of a limit, so that it does not flutter."""
 
 RETAIN_SECONDS = 300.0
 """How long shipped segments stay, to be offered again after a failover to a standby that lacks the last commits."""
@@ -243,10 +243,11 @@ class Journal:
         return None
 
     def _find_excess(self, free: int | None) -> SpoolFailure | None:
-        used, was_failing = self.used_bytes, self.failure is not None
-        if used >= self.max_bytes * (RESUME_SHARE if was_failing else 1.0):
+        used = self.used_bytes
+        share = RESUME_SHARE if self.failure is not None and self.failure.code == "spool_full" else 1.0
+        if used >= self.max_bytes * share:
             return SpoolFailure("spool_full", f"the spool is full: {used} of {self.max_bytes} bytes")
-        if free is not None and free < MIN_FREE_BYTES * (2 if was_failing else 1):
+        if free is not None and free < MIN_FREE_BYTES / share:
             return SpoolFailure("spool_full", f"the spool's disk is full: {free} bytes are free")
         return None
 

@@ -171,7 +171,9 @@ class SpoolReader:
         if is_new:
             metrics.SPOOL_DAMAGED.inc()
             where = (segment.path, damage.start, damage.end)
-            logger.error("%s is damaged from byte %d to %d: what is there is put aside in corrupt/", *where)
+            logger.error("%s is damaged from byte %d to %d: any rows there are put aside in corrupt/", *where)
+        if damage.end <= HEADER_BYTES:
+            return  # a header holds no row
         name = f"{segment.path.stem}-{damage.start}-{damage.end}"
         try:
             write_aside(self._disk, self._directory / "corrupt" / name, data)

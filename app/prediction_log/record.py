@@ -41,12 +41,20 @@ ROWS_TOGETHER = 500
 """Records encoded together, about 200 KiB: no frame of the spool and no statement is much longer."""
 
 
+BYTES_TOGETHER = 4 * 1024**2
+"""Rows of very many features are encoded fewer together, to stay far from the longest frame that the spool reads."""
+
+
 def encode_records(records: Sequence[Record]) -> list[Rows]:
     """Encode records; whatever they hold is storable by then."""
     if len(records) <= ROWS_TOGETHER:
-        return [Rows(_encode(records)[1:-1], len(records))]
+        payload = _encode(records)[1:-1]
+        if len(payload) <= BYTES_TOGETHER or len(records) == 1:
+            return [Rows(payload, len(records))]
+        middle = len(records) // 2
+        return encode_records(records[:middle]) + encode_records(records[middle:])
     parts = [records[start : start + ROWS_TOGETHER] for start in range(0, len(records), ROWS_TOGETHER)]
-    return [Rows(_encode(part)[1:-1], len(part)) for part in parts]
+    return [rows for part in parts for rows in encode_records(part)]
 
 
 _encode = msgspec.json.Encoder().encode

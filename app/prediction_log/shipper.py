@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 LINGER_SECONDS = 0.02
 """Pause between batches, in which the next one grows: a row is in the table about this much after its answer."""
 
+BACKLOG_ROWS = 500
+"""A batch of this size did not need to grow: after it the next one is read at once."""
+
 IDLE_SECONDS = 2.0
 """How often an idle shipper tries an insert of no rows, so that /health tells the truth without traffic."""
 
@@ -64,16 +67,19 @@ class Shipper:
         if recovered_rows:
             logger.info("the spool holds %d rows of earlier runs, to be offered again", recovered_rows)
         while True:
+            rows = 0
             try:
-                await self._ship_next()
+                rows = await self._ship_next()
             except Exception as error:
                 metrics.LOG_FAILURES.labels("transient").inc()
                 logger.exception("shipping failed; the rows stay on disk and are tried again")
                 self._note(InsertError("transient", f"an error of this server, {type(error).__name__}"))
                 await asyncio.sleep(IDLE_SECONDS)
-            await asyncio.sleep(LINGER_SECONDS)
+            if rows < BACKLOG_ROWS:
+                await asyncio.sleep(LINGER_SECONDS)
 
-    async def _ship_next(self) -> None:
+    async def _ship_next(self) -> int:
+        """Ship one batch, or wait until there is one; return how many rows it had."""
         await self._watch_cluster()
         self._journal.grown.clear()
         batch = await asyncio.to_thread(self._reader.read)
@@ -82,6 +88,7 @@ class Shipper:
         else:
             await self._ship(batch)
         self._mark_shipped()
+        return 0 if batch is None else batch.rows
 
     async def _ship(self, batch: Batch) -> None:
         """Store a batch, however long it takes, and move on."""
