@@ -220,7 +220,10 @@ async def test_answer_is_422_when_a_missing_value_is_not_allowed(
 
 
 async def test_others_are_answered_when_the_graph_fails_on_one_request(
-    open_client: OpenClient, tmp_path: Path, connection: asyncpg.Connection
+    open_client: OpenClient,
+    tmp_path: Path,
+    connection: asyncpg.Connection,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     write_model(tmp_path / "models", build_fragile())
 
@@ -232,3 +235,4 @@ async def test_others_are_answered_when_the_graph_fails_on_one_request(
     assert read_problem(failed) == []
     assert answer["score"] == 0.75
     assert await count_written(connection) == 1
+    assert "fails on 1 rows" in capsys.readouterr().err

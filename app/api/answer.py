@@ -1,6 +1,7 @@
 """A batch of prediction requests: scored together, each answered for itself when the log has promised its rows."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from app.prediction_log.log import PredictionLog
 from app.prediction_log.record import Record, Rows, encode_records, make_prediction_ids, read_clock_ms, time_from_ms
 from app.serving.batching import Batcher
 from app.serving.model import Model, Scores
+
+logger = logging.getLogger(__name__)
 
 ENCODE_SECONDS_PER_ROW = 5e-6
 """Measured: making and encoding a row's record and answer, beside the model's own run."""
@@ -110,6 +113,7 @@ def run_model(model: Model, rows: Sequence[Sequence[float | None]]) -> Scores:
     try:
         return model.score(features)
     except Exception as error:  # onnxruntime's errors share no class below this one
+        logger.warning("model %s version %s fails on %d rows: %s", model.name, model.version, len(rows), error)
         raise InvalidRequestError("the model fails on this input") from error
 
 
