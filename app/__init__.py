@@ -9,7 +9,7 @@ prediction_log/ scores -> durable rows: record, journal (the spool), shipper, or
 quality/        labels -> numbers: taking labels, counting, F1
 jobs            what runs in the background and when
 database/       pool, migration on start, the embedded server
-server, protocol  uvicorn with our deadlines and limits
+server, protocol  uvicorn with our deadlines and limits; direct: /predict without ASGI
 cli, replay, spool_commands: the commands
 metrics, logs, tasks, settings, errors, state: what their names say
 """

@@ -18,7 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 from app.api import labels, models, ops, predict, predictions, quality
 from app.api.answer import make_batcher
 from app.api.middleware import RequestMiddleware
-from app.api.problem import render_bug, render_error, render_http_exception
+from app.api.problem import render_error, render_http_exception
 from app.database.pool import DatabaseUnreachableError, open_database_url, open_pool
 from app.errors import ScorekeeperError, StartupError
 from app.jobs import Jobs, JobSettings, open_scheduler
@@ -131,7 +131,7 @@ starlette = Starlette(
     exception_handlers={
         ScorekeeperError: render_error,
         HTTPException: render_http_exception,
-        Exception: render_bug,
+        Exception: render_error,
     },
 )
 starlette.router.redirect_slashes = False

@@ -1,6 +1,5 @@
 """A batch of prediction requests: scored together, each answered for itself when the log has promised its rows."""
 
-import asyncio
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app import metrics
+from app.api.reply import Reply
 from app.errors import Fault, InvalidRequestError, invalid
 from app.prediction_log.log import PredictionLog
 from app.prediction_log.record import Record, Rows, encode_records, make_prediction_ids, read_clock_ms, time_from_ms
@@ -32,7 +32,7 @@ class PredictJob:
     external_ids: Sequence[str | None]
     request_id: str
     many: bool
-    answer: "asyncio.Future[bytes]"
+    answer: Reply
 
     @property
     def rows(self) -> int:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
@@ -29,13 +29,7 @@ async def read_body(
     scope: Scope, receive: Receive, limit: int, media_types: Sequence[bytes] = (b"application/json",)
 ) -> bytes:
     """Read the whole body, at most `limit` bytes, if it is of one of `media_types` and not compressed."""
-    for name, value in scope["headers"]:
-        if name == b"content-type" and value not in media_types and _get_type(value) not in media_types:
-            raise UnsupportedMediaTypeError(f"Content-Type must be {b' or '.join(media_types).decode()}")
-        if name == b"content-encoding" and value.lower() != b"identity":
-            raise UnsupportedMediaTypeError("Content-Encoding is not supported here: send the body as it is")
-        if name == b"content-length" and (len(value) > 15 or int(value) > limit):
-            raise BodyTooLargeError(f"the body has more than the {limit} bytes allowed")
+    check_headers(scope["headers"], limit, media_types)
     chunks, size = [], 0
     while True:
         message = await receive()
@@ -48,6 +42,19 @@ async def read_body(
         chunks.append(chunk)
         if not message.get("more_body"):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def check_headers(
+    headers: Iterable[tuple[bytes, bytes]], limit: int, media_types: Sequence[bytes] = (b"application/json",)
+) -> None:
+    """Raise 413 or 415 for a body that is not read here."""
+    for name, value in headers:
+        if name == b"content-type" and value not in media_types and _get_type(value) not in media_types:
+            raise UnsupportedMediaTypeError(f"Content-Type must be {b' or '.join(media_types).decode()}")
+        if name == b"content-encoding" and value.lower() != b"identity":
+            raise UnsupportedMediaTypeError("Content-Encoding is not supported here: send the body as it is")
+        if name == b"content-length" and (len(value) > 15 or int(value) > limit):
+            raise BodyTooLargeError(f"the body has more than the {limit} bytes allowed")
 
 
 def get_media_type(scope: Scope) -> bytes | None:

@@ -4,6 +4,7 @@ import itertools
 import re
 import secrets
 import time
+from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -32,7 +33,8 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        request_id = take_request_id(scope)
+        request_id = take_request_id(scope["headers"])
+        scope["scorekeeper.request_id"] = request_id.decode()
         status = 500
 
         async def send_with_id(message: Message) -> None:
@@ -56,12 +58,9 @@ def get_request_id(scope: Scope) -> str:
     return request_id
 
 
-def take_request_id(scope: Scope) -> bytes:
-    """Note in the scope, and return, the client's request id if it is sane, else a new one."""
-    request_id = b""
-    for name, value in scope["headers"]:
+def take_request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return the client's request id if it is sane, else a new one."""
+    for name, value in headers:
         if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
-            request_id = bytes(value)
-    request_id = request_id or b"%s%016x" % (PROCESS_ID, next(COUNTER))
-    scope["scorekeeper.request_id"] = request_id.decode()
-    return request_id
+            return bytes(value)
+    return b"%s%016x" % (PROCESS_ID, next(COUNTER))

@@ -1,22 +1,19 @@
 """POST /predict: the way of a prediction, from the body to the answer that promises a stored row."""
 
 import asyncio
-import time
 from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
-from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from app import metrics
 from app.api.answer import PredictJob
-from app.api.body import LARGE_BODY_BYTES, check_repeated_names, decode_body, read_body
+from app.api.body import LARGE_BODY_BYTES, check_headers, check_repeated_names, decode_body, read_body
 from app.api.features import Row, read_features
-from app.api.middleware import get_request_id, take_request_id
-from app.api.problem import render_bug, render_error
-from app.errors import Fault, ScorekeeperError, invalid
+from app.api.middleware import take_request_id
+from app.api.reply import AsgiChannel, Channel, Headers, Reply
+from app.errors import Fault, invalid
 from app.prediction_log.record import TEXT_LIMIT, is_storable
 from app.serving.model import Model
 from app.state import State, get_state
@@ -39,60 +36,45 @@ DECODER = msgspec.json.Decoder(PredictBody)
 
 
 async def predict(scope: Scope, receive: Receive, send: Send) -> None:
-    """Serve one request as plain ASGI: Starlette's routing and responses would cost half as much again."""
-    started = time.perf_counter()
-    request_id = take_request_id(scope)
-    status = 500
+    """Serve one request over ASGI; small ones that come over `app.protocol` go to `begin_predict` directly."""
+    state, channel = get_state(scope), AsgiChannel(get_state(scope).loop)
+    reply = Reply(channel, take_request_id(scope["headers"]))
     try:
-        answer = await predict_rows(get_state(scope), scope, receive)
-        await send_answer(scope, send, request_id, answer)
-        status = 200
-    except ScorekeeperError as error:
-        response = render_error(Request(scope), error)
-        status = response.status_code
-        response.raw_headers.append((b"x-request-id", request_id))
-        await response(scope, receive, send)
-    except Exception as error:
-        response = render_bug(Request(scope), error)
-        response.raw_headers.append((b"x-request-id", request_id))
-        await response(scope, receive, send)
-        raise  # uvicorn logs it
-    finally:
-        metrics.count_request("POST", "/predict", status, time.perf_counter() - started)
+        body = await read_body(scope, receive, state.max_body_bytes)
+        if len(body) < LARGE_BODY_BYTES:
+            submit_rows(body, state, reply)
+        else:  # what takes more than a millisecond is not done on the event loop
+            model, job = await asyncio.to_thread(read_job, body, state, reply)
+            state.batchers[model].submit(job)
+    except Exception as error:  # a bug among them, which is logged there
+        reply.set_exception(error)
+    await channel.send_answer(send)
 
 
-async def send_answer(scope: Scope, send: Send, request_id: bytes, answer: bytes) -> None:
-    """Send the 200: in one piece where the server can (`app.protocol`), else by ASGI's two messages."""
-    if answer_whole := scope.get("extensions", {}).get("scorekeeper.whole_answer"):
-        lines = b"content-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
-        if answer_whole(lines % (len(answer), request_id), answer):
-            return
-    length = b"%d" % len(answer)
-    headers = [(b"content-type", b"application/json"), (b"content-length", length), (b"x-request-id", request_id)]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": answer})
+def begin_predict(headers: Headers, body: bytes, state: State, channel: Channel) -> None:
+    """Serve one request with a small body without a task of its own: `channel` is given the answer, now or later."""
+    reply = Reply(channel, take_request_id(headers))
+    try:
+        check_headers(headers, state.max_body_bytes)
+        submit_rows(body, state, reply)
+    except Exception as error:  # a bug among them, which is logged there
+        state.loop.call_soon(reply.set_exception, error)  # when all that the connection has received is parsed
 
 
-async def predict_rows(state: State, scope: Scope, receive: Receive) -> bytes:
-    """Score rows; the answer is there when the log has promised to store them."""
-    body = await read_body(scope, receive, state.max_body_bytes)
-    answer = state.loop.create_future()
-    if len(body) < LARGE_BODY_BYTES:
-        model, job = read_job(body, state, get_request_id(scope), answer)
-    else:  # what takes more than a millisecond is not done on the event loop
-        model, job = await asyncio.to_thread(read_job, body, state, get_request_id(scope), answer)
-    state.batchers[model].submit(job)  # -> answer.answer_batch -> log -> answer.deliver
-    return await job.answer
+def submit_rows(body: bytes, state: State, reply: Reply) -> None:
+    """Have the rows scored; the answer comes when the log has promised to store them."""
+    model, job = read_job(body, state, reply)
+    state.batchers[model].submit(job)  # -> answer.answer_batch -> log -> answer.deliver -> reply
 
 
-def read_job(body: bytes, state: State, request_id: str, answer: "asyncio.Future[bytes]") -> tuple[Model, PredictJob]:
+def read_job(body: bytes, state: State, reply: Reply) -> tuple[Model, PredictJob]:
     """Decode and check the body: which model it asks for, and its rows in that model's order. Raises 400, 404, 422."""
     asked = decode_predict(body)
     rows = list_rows(asked, state.max_batch_rows)
     model = state.repository.get(asked.model, None if asked.version is None else str(asked.version))
     values = read_features(rows, model.signature, lambda: list_pointers(asked))
     many = not isinstance(asked.instances, UnsetType)
-    return model, PredictJob(values, list_external_ids(asked), request_id, many, answer)
+    return model, PredictJob(values, list_external_ids(asked), reply.request_id.decode(), many, reply)
 
 
 def decode_predict(body: bytes) -> PredictBody:

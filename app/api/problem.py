@@ -16,9 +16,15 @@ MAX_FAULTS = 20
 
 
 def render_error(request: Request, error: Exception) -> Response:
-    """Answer an error of our own tree."""
-    assert isinstance(error, ScorekeeperError)
-    return _render(request, error.status, str(error), dict(error.headers), error.faults[:MAX_FAULTS])
+    """Answer an error of our own tree, or a bug of ours, whose traceback uvicorn logs."""
+    return render_problem(error, get_request_id(request.scope))
+
+
+def render_problem(error: Exception, request_id: str) -> Response:
+    """Answer an error under a request's id; of a bug the text is not shown, it may hold anything."""
+    if isinstance(error, ScorekeeperError):
+        return _render(request_id, error.status, str(error), dict(error.headers), error.faults[:MAX_FAULTS])
+    return _render(request_id, 500, "an error of the server; its log has more under this request id", {})
 
 
 def render_http_exception(request: Request, error: Exception) -> Response:
@@ -28,23 +34,18 @@ def render_http_exception(request: Request, error: Exception) -> Response:
     if "Allow" in headers:
         headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
     detail = "there is nothing at this path" if error.status_code == 404 else error.detail
-    return _render(request, error.status_code, detail, headers)
-
-
-def render_bug(request: Request, error: Exception) -> Response:  # noqa: ARG001  # its text may hold anything
-    """Answer a bug of ours; uvicorn logs its traceback."""
-    return _render(request, 500, "an error of the server; its log has more under this request id", {})
+    return _render(get_request_id(request.scope), error.status_code, detail, headers)
 
 
 def _render(
-    request: Request, status: int, detail: str, headers: dict[str, str], faults: Sequence[Fault] = ()
+    request_id: str, status: int, detail: str, headers: dict[str, str], faults: Sequence[Fault] = ()
 ) -> Response:
     problem: dict[str, object] = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
         "status": status,
         "detail": detail,
-        "instance": get_request_id(request.scope),
+        "instance": request_id,
     }
     if faults:
         problem["errors"] = list(faults)

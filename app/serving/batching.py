@@ -22,16 +22,29 @@ class OverloadedError(UnavailableError):
     """More rows wait than can be scored soon."""
 
 
+class Answer(Protocol):
+    """What a request waits for: a future, or what behaves like one."""
+
+    def done(self) -> bool:
+        """Tell that it is given, or that nobody waits for it any more."""
+
+    def set_result(self, result: Any) -> None:
+        """Give what `deliver` has for the request."""
+
+    def set_exception(self, exception: Exception) -> None:
+        """Give an error instead."""
+
+
 class Job(Protocol):
-    """A request on its way: how many rows it has, and the future that its handler awaits."""
+    """A request on its way: how many rows it has, and its answer to come."""
 
     @property
     def rows(self) -> int:
         """Rows of the request, at least one."""
 
     @property
-    def answer(self) -> "asyncio.Future[Any]":
-        """What `deliver` sets, or an exception; done already when the client has gone."""
+    def answer(self) -> Answer:
+        """Where `deliver` puts the result, or an exception goes."""
 
 
 J = TypeVar("J", bound=Job)
