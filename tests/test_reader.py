@@ -118,7 +118,7 @@ def test_everything_that_verifies_is_read_whatever_the_chunks(seed: int) -> None
         frame = encode_frame(payload, 1)
         pieces += [rng.randbytes(rng.choice([1, 30, 900])), frame] if rng.random() < 0.4 else [frame]
         if rng.random() < 0.2:
-            pieces.append(frame[: rng.randrange(1, len(frame))])
+            pieces.append(frame[: rng.randrange(1, len(frame))] + b"\xff")  # which completes no payload by chance
     disk = make_disk(encode_header(SegmentHeader(b"u" * 16, 0, None)) + b"".join(pieces))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reader_module, "CHUNK_BYTES", 128)
