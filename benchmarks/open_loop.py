@@ -1,7 +1,9 @@
-"""Latency at a fixed arrival rate, whatever the server does: `python benchmarks/open_loop.py`.
+"""Latency at a fixed arrival rate, whatever the server does: `python benchmarks/open_loop.py --rate 5000`.
 
-Requests are sent at their times on 64 connections, pipelined where a connection is still busy, and a latency is counted
-from the time at which its request was due: a server that stalls is charged for everyone who had to wait.
+Requests are due at their times. Each takes an idle connection or waits for one, and its latency is counted from the
+time at which it was due: a server that stalls is charged for everyone who had to wait. A request that found no
+connection within a second is given up. With --overload the model is slow, the capacity is measured first, and three
+times as many requests are due.
 """
 
 import argparse
@@ -9,7 +11,8 @@ import asyncio
 import os
 import tempfile
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
@@ -17,92 +20,146 @@ from typing import cast
 import numpy as np
 import uvloop
 from predict import OTHER_CORE, ROOT, database, serve
+from slow_model import write_slow_model
 
 CONNECTIONS = 64
-BODY = b'{"features": [12638.0, 0.4879, 21.0, 4.2246, 10.0]}'
-REQUEST = (
-    b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
-    % (len(BODY), BODY)
-)
+OVERLOAD_CONNECTIONS = 900
+"""Fewer than the server's limit, so that what is refused is refused for want of capacity."""
+
+PATIENCE_SECONDS = 1.0
+
+CAR_LOAN = b'{"features": [12638.0, 0.4879, 21.0, 4.2246, 10.0]}'
+SLOW = b'{"instances": [%b]}' % b", ".join([b"[1.0, 2.0]"] * 20)
+"""So many rows that a second's work waits before every connection does."""
+
+
+class Load:
+    """Requests to one server at one rate, and what became of them: latencies in seconds by status."""
+
+    def __init__(self, body: bytes) -> None:
+        head = (
+            b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        )
+        self.request = head % len(body) + body
+        self.latencies: defaultdict[bytes, list[float]] = defaultdict(list)
+        self.lost: Counter[str] = Counter()
+        self.idle: deque[Client] = deque()
+        self.waiting: deque[float] = deque()
+
+    def send_due(self) -> None:
+        """Send what waits, as far as there are connections; give up what waited too long."""
+        while self.waiting and time.perf_counter() - self.waiting[0] > PATIENCE_SECONDS:
+            self.waiting.popleft()
+            self.lost["given up"] += 1
+        while self.waiting and self.idle:
+            self.idle.popleft().send(self.waiting.popleft())
+
+    async def run(self, port: int, rate: float, seconds: float, connections: int) -> None:
+        """Have requests due at `rate` for `seconds`, and wait for the last answers."""
+        loop = asyncio.get_running_loop()
+        clients = [
+            (await loop.create_connection(lambda: Client(self), "127.0.0.1", port))[1] for _ in range(connections)
+        ]
+        started, due = time.perf_counter(), 0
+        while (now := time.perf_counter()) < started + seconds:
+            while started + due / rate <= now:
+                self.waiting.append(started + due / rate)
+                due += 1
+            self.send_due()
+            await asyncio.sleep(0.0005)
+        await asyncio.sleep(PATIENCE_SECONDS)
+        self.lost["not answered"] += len(self.waiting) + sum(client.due is not None for client in clients)
+        for client in clients:
+            client.transport.close()
 
 
 class Client(asyncio.Protocol):
-    """One connection: sends, and times the answers in their order."""
+    """One connection, with one request on its way or none."""
 
-    def __init__(self, latencies: list[float], statuses: Counter[bytes]) -> None:
-        self.latencies = latencies
-        self.statuses = statuses
-        self.due: deque[float] = deque()
+    def __init__(self, load: Load) -> None:
+        self.load = load
+        self.due: float | None = None
         self.rest = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
+        """Be ready."""
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is of no asyncio class
+        self.load.idle.append(self)
 
     def send(self, due: float) -> None:
         """Send a request that was due at this time."""
-        self.due.append(due)
-        self.transport.write(REQUEST)
+        self.due = due
+        self.transport.write(self.load.request)
 
     def data_received(self, data: bytes) -> None:
-        """Take whole answers off the stream."""
+        """Take the answer off the stream, and send the next request that waits."""
         self.rest += data
-        while (end := self.rest.find(b"\r\n\r\n")) >= 0:
-            head = self.rest[:end].lower()
-            length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
-            if len(self.rest) < end + 4 + length:
-                return
-            self.rest = self.rest[end + 4 + length :]
-            self.statuses[head[9:12]] += 1
-            self.latencies.append(time.perf_counter() - self.due.popleft())
+        end = self.rest.find(b"\r\n\r\n")
+        head = self.rest[:end].lower()
+        if end < 0 or len(self.rest) < end + 4 + int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]):
+            return
+        assert self.due is not None
+        self.load.latencies[head[9:12]].append(time.perf_counter() - self.due)
+        self.rest, self.due = b"", None
+        self.load.idle.append(self)
+        self.load.send_due()
 
 
-async def load(port: int, rate: float, seconds: float) -> tuple[list[float], Counter[bytes], int]:
-    """Send at `rate` for `seconds`; return latencies in seconds, statuses, and how many were never answered."""
-    loop = asyncio.get_running_loop()
-    latencies: list[float] = []
-    statuses: Counter[bytes] = Counter()
-    clients = [
-        (await loop.create_connection(lambda: Client(latencies, statuses), "127.0.0.1", port))[1]
-        for _ in range(CONNECTIONS)
-    ]
-    started, sent = time.perf_counter(), 0
-    while (now := time.perf_counter()) < started + seconds:
-        while (due := started + sent / rate) <= now:
-            clients[sent % CONNECTIONS].send(due)
-            sent += 1
-        await asyncio.sleep(0.0005)
-    await asyncio.sleep(1)
-    lost = sum(len(client.due) for client in clients)
-    for client in clients:
-        client.transport.close()
-    return latencies, statuses, lost
+def run_load(port: int, body: bytes, rate: float, seconds: float, connections: int) -> Load:
+    """Send for `seconds`, after a second that does not count."""
+    uvloop.run(Load(body).run(port, rate, 1, connections))
+    load = Load(body)
+    uvloop.run(load.run(port, rate, seconds, connections))
+    return load
+
+
+def print_row(name: str, rate: float, load: Load, seconds: float) -> None:
+    """Print a line of the table."""
+    good = load.latencies[b"200"]
+    others = [one for status, latencies in load.latencies.items() if status != b"200" for one in latencies]
+    p50, p99, p999, worst = np.percentile(good, [50, 99, 99.9, 100]) * 1e3
+    refused = f"{len(others):,} ({np.median(others) * 1e3:.1f} ms)" if others else "0"
+    print(
+        f"| {name} | {rate:,.0f} | {len(good) / seconds:,.0f} | {refused} | {sum(load.lost.values()):,} "
+        f"| {p50:.2f} | {p99:.2f} | {p999:.2f} | {worst:.2f} |",
+        flush=True,
+    )
 
 
 def main() -> None:
-    """Measure each level at the rate, and print a table."""
+    """Measure each level at the rate, or the overload, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rate", type=float, default=4000)
+    parser.add_argument("--rate", type=float, default=5000)
     parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--levels", nargs="+", default=["fsync", "os", "database"])
+    parser.add_argument("--levels", nargs="+", default=["fsync", "os", "unlogged"])
+    parser.add_argument("--overload", action="store_true")
     options = parser.parse_args()
-    print("| level | rate | answered 200 | other | not answered | p50 ms | p99 ms | p99.9 ms | max ms |")
+    print("| level | due/s | answered 200/s | refused (median) | lost | p50 ms | p99 ms | p99.9 ms | max ms |")
     print("|---|---|---|---|---|---|---|---|---|")
     with ExitStack() as stack:
         url = stack.enter_context(database())
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for port, level in enumerate(options.levels, 9201):
-            environment = {"DATABASE_URL": url, "DATA_DIR": str(work / level), "DURABILITY": level}
-            with serve("app:main", port, environment, ROOT):
-                uvloop.run(load(port, options.rate, 2))
-                latencies, statuses, lost = uvloop.run(load(port, options.rate, options.seconds))
-            p50, p99, p999, worst = np.percentile(latencies, [50, 99, 99.9, 100]) * 1e3
-            others = sum(statuses.values()) - statuses[b"200"]
-            print(
-                f"| {level} | {options.rate:,.0f} | {statuses[b'200']:,} | {others:,} | {lost:,} "
-                f"| {p50:.2f} | {p99:.2f} | {p999:.2f} | {worst:.2f} |",
-                flush=True,
-            )
+            environment = {"DATABASE_URL": url, "DATA_DIR": str(work / level)}
+            if level != "unlogged":
+                environment["DURABILITY"] = level
+            if options.overload:
+                environment["MODEL_DIR"] = str(write_slow_model(work / "models"))
+            measure_level(level, port, environment, options)
+
+
+def measure_level(level: str, port: int, environment: Mapping[str, str], options: argparse.Namespace) -> None:
+    """Measure one level on a server of its own."""
+    with serve("unlogged" if level == "unlogged" else "app:main", port, environment, ROOT):
+        if not options.overload:
+            load = run_load(port, CAR_LOAN, options.rate, options.seconds, CONNECTIONS)
+            print_row(level, options.rate, load, options.seconds)
+            return
+        full = run_load(port, SLOW, 1000, 5, 16)  # more than it can do, from few enough clients for all to be taken
+        capacity = len(full.latencies[b"200"]) / 5
+        print_row(f"{level}, capacity", capacity, full, 5)
+        over = run_load(port, SLOW, 3 * capacity, options.seconds, OVERLOAD_CONNECTIONS)
+        print_row(f"{level}, three times", 3 * capacity, over, options.seconds)
 
 
 if __name__ == "__main__":

@@ -84,9 +84,18 @@ def read_cpu_seconds(pid: int) -> float:
 
 @contextmanager
 def serve(application: str, port: int, environment: Mapping[str, str], directory: Path) -> Iterator[int]:
-    """Run a server on the server's core until exit; yield its process id: ours as in production, others by uvicorn."""
-    command = ["taskset", "-c", SERVER_CORE, sys.executable, "-m"]
-    command += ["app", "serve"] if application == "app:main" else ["uvicorn", application, "--log-level", "warning"]
+    """Run a server on the server's core until exit; yield its process id.
+
+    `app:main` is ours as in production, `unlogged` the same without a log; any other is run by uvicorn.
+    """
+    command = ["taskset", "-c", SERVER_CORE, sys.executable]
+    match application:
+        case "app:main":
+            command += ["-m", "app", "serve"]
+        case "unlogged":
+            command += [str(HERE / "unlogged.py"), "serve"]
+        case _:
+            command += ["-m", "uvicorn", application, "--log-level", "warning"]
     command += ["--port", str(port), "--no-access-log"]
     process = subprocess.Popen(command, cwd=directory, env={**os.environ, **environment})
     try:

@@ -15,6 +15,7 @@ from app.serving.batching import (
     INLINE_SECONDS,
     MAX_BATCH_ROWS,
     MAX_WAITING_ROWS,
+    MAX_WAITING_SECONDS,
     Batcher,
     OverloadedError,
     open_executor,
@@ -257,6 +258,44 @@ async def test_request_is_refused_when_too_many_rows_wait(executor: ThreadPoolEx
     assert isinstance(refusal.value, UnavailableError)
     assert (refusal.value.status, refusal.value.headers["Retry-After"]) == (503, "1")
     assert [len(answer.scores) for answer in await asyncio.gather(*waiting)] == [MAX_WAITING_ROWS // 10] * 10
+
+
+async def test_request_is_refused_when_more_work_waits_than_a_second(executor: ThreadPoolExecutor) -> None:
+    model = WatchedModel(build_echo(2), INLINE)
+    model._seconds_per_row = MAX_WAITING_SECONDS / 100
+    model.gate.clear()
+    batcher = ScoringBatcher(model, executor)
+    first = await submit(batcher, make_rows(1))
+    await wait_until_held(model)
+    waiting = await submit(batcher, *[make_rows(1)] * 100)
+
+    with pytest.raises(OverloadedError):
+        await batcher.score(make_rows(1))
+
+    model.gate.set()
+    assert len(await asyncio.gather(*first, *waiting)) == 101
+
+
+async def test_less_work_may_wait_when_it_takes_longer_than_predicted(executor: ThreadPoolExecutor) -> None:
+    model = WatchedModel(build_echo(2), IN_THREAD)
+    model._seconds_per_run, model._seconds_per_row = 0.0, MAX_WAITING_SECONDS / 100
+    batcher = ScoringBatcher(model, executor)
+    model.gate.clear()
+    first = await submit(batcher, make_rows(1))
+    await asyncio.to_thread(model.gate.wait, MAX_WAITING_SECONDS / 5)  # which passes, as the gate is closed
+    model.gate.set()
+    await asyncio.gather(*first)
+    model.gate.clear()
+    model.started.clear()
+    running = await submit(batcher, make_rows(1))
+    await wait_until_held(model)
+    waiting = await submit(batcher, make_rows(19))  # a fifth of what may wait, but for what the first has taken
+
+    with pytest.raises(OverloadedError):
+        await batcher.score(make_rows(1))
+
+    model.gate.set()
+    await asyncio.gather(*running, *waiting)
 
 
 async def test_requests_are_taken_again_when_the_queue_has_drained(executor: ThreadPoolExecutor) -> None:

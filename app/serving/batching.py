@@ -1,6 +1,7 @@
 """Waiting requests become one batch: it forms while the previous one is worked on, a lone request goes at once."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -12,10 +13,16 @@ INLINE_SECONDS = 0.0005
 """Work predicted to be shorter blocks the event loop instead of visiting the thread, which costs about 0.1 ms."""
 
 MAX_WAITING_ROWS = 50_000
-"""Rows that may wait; beyond, requests are refused rather than answered too late."""
+"""Rows that may wait; beyond, requests are refused: what waits takes memory."""
+
+MAX_WAITING_SECONDS = 1.0
+"""Work that may wait; beyond, requests are refused at once rather than answered when their client has given up."""
 
 MAX_BATCH_ROWS = 4_096
 """Requests join a batch up to this many rows, so that one batch stays short; one larger request goes alone."""
+
+PACE_MEMORY = 0.9
+"""Weight of a batch against the next one: about ten are remembered."""
 
 
 class OverloadedError(UnavailableError):
@@ -74,14 +81,18 @@ class Batcher(Generic[J, R]):
         self._waiting: list[J] = []
         self._waiting_rows = 0
         self._running = False
+        self._pace = Pace()
         self._delivery: asyncio.Task[None] | None = None
 
     def submit(self, job: J) -> None:
         """Have `job` done together with whatever else waits now; its answer is to be awaited."""
-        if self._waiting and self._waiting_rows + job.rows > MAX_WAITING_ROWS:
+        rows = self._waiting_rows + job.rows
+        if self._waiting and (
+            rows > MAX_WAITING_ROWS or self._pace.correct(self._predict_seconds(rows)) > MAX_WAITING_SECONDS
+        ):
             raise OverloadedError("too many rows wait to be scored")
         self._waiting.append(job)
-        self._waiting_rows += job.rows
+        self._waiting_rows = rows
         if not self._running:
             self._running = True
             # After every request that the same poll of the loop has delivered.
@@ -92,8 +103,9 @@ class Batcher(Generic[J, R]):
         if not batch:
             self._running = False
             return
-        rows = sum([job.rows for job in batch])
-        if self._predict_seconds(rows) < INLINE_SECONDS:
+        predicted = self._predict_seconds(sum([job.rows for job in batch]))
+        self._pace.begin(predicted)
+        if predicted < INLINE_SECONDS:
             self._hand_over(self._do_work(batch))
         else:
             done = self._loop.run_in_executor(self._executor, self._do_work, batch)
@@ -124,6 +136,7 @@ class Batcher(Generic[J, R]):
             return [(batch, error)]
 
     def _hand_over(self, outcomes: list[tuple[list[J], R | Exception]]) -> None:
+        self._pace.end()
         self._delivery = self._loop.create_task(self._deliver_all(outcomes))
         self._delivery.add_done_callback(lambda _: self._run_next())
 
@@ -141,6 +154,28 @@ class Batcher(Generic[J, R]):
         except Exception as error:  # of the log or a bug: the jobs' handlers raise it again
             return error
         return None
+
+
+class Pace:
+    """How much longer work takes than predicted, over the last batches: the machine may be busy with other things."""
+
+    def __init__(self) -> None:
+        self._began = 0.0
+        self._predicted_seconds = 1e-9
+        self._taken_seconds = 0.0
+
+    def begin(self, predicted_seconds: float) -> None:
+        """Note that work begins, and how long it should take."""
+        self._began = time.perf_counter()
+        self._predicted_seconds = PACE_MEMORY * self._predicted_seconds + predicted_seconds
+
+    def end(self) -> None:
+        """Note that it has ended."""
+        self._taken_seconds = PACE_MEMORY * self._taken_seconds + time.perf_counter() - self._began
+
+    def correct(self, predicted_seconds: float) -> float:
+        """Return how long work will take that should take so long, never less."""
+        return predicted_seconds * max(1.0, self._taken_seconds / self._predicted_seconds)
 
 
 @asynccontextmanager

@@ -1,0 +1,16 @@
+"""The server without its promise, for comparison: `python unlogged.py serve ...` answers, and forgets the rows."""
+
+from collections.abc import Sequence
+
+from app.cli import run
+from app.prediction_log.log import PredictionLog
+from app.prediction_log.record import Rows
+
+
+async def forget(self: PredictionLog, rows: Sequence[Rows]) -> None:
+    """Promise nothing."""
+
+
+if __name__ == "__main__":
+    PredictionLog.store = forget  # type: ignore[method-assign]
+    run()
