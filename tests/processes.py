@@ -31,7 +31,7 @@ class Server:
     async def start(self, *, wait: bool = True) -> None:
         """Start it, and wait until it is ready unless told not to."""
         self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "uvicorn", "app:main", "--port", str(self.port), "--no-access-log"),
+            *(sys.executable, "-m", "app", "serve", "--port", str(self.port), "--no-access-log"),
             env=self.environment,
             cwd=ROOT,
             stdout=asyncio.subprocess.PIPE,

@@ -12,10 +12,11 @@ import msgspec
 
 from app.prediction_log.record import Record
 from app.prediction_log.segment import FRAME, HEADER_BYTES, Frame, encode_frame, read_frames
-from tests.faults.injectors import inject, limited_file_size, small_disk
+from tests.faults.injectors import inject, limited_file_size, read_only, small_disk
 from tests.faults.scenario import Fault
 from tests.faults.world import World
 from tests.load import Promise
+from tests.processes import wait_until
 from tests.records import make_record
 
 DISK_MEGABYTES = 96
@@ -37,6 +38,27 @@ async def disk_full(world: World) -> AsyncIterator[None]:
     world.check(bool(world.list_exchanges(since, "503")), "no request was refused")
     filler.unlink()
     yield
+
+
+@asynccontextmanager
+async def disk_read_only(world: World) -> AsyncIterator[None]:
+    """The server starts again on a disk that has become read-only: it ships what is there, and refuses what is new."""
+    disk = await world.beneath.enter_async_context(small_disk(world.directory / "disk", DISK_MEGABYTES))
+    world.server.environment["DATA_DIR"] = str(disk / "data")
+    await world.server.start()
+    await world.wait_for_promises(200)
+    await world.server.kill()
+    since = time.monotonic()
+    async with read_only(disk):
+        await world.server.start(wait=False)
+        await wait_until(lambda: has_refused(world, since), seconds=20, what=lambda: "a request is refused")
+        world.check(not await world.server.is_ready(), "the server says that it is ready on a read-only disk")
+    yield
+
+
+async def has_refused(world: World, since: float) -> bool:
+    """Tell whether a request sent since then has been refused."""
+    return bool(world.list_exchanges(since, "503"))
 
 
 def fill(path: Path, size_bytes: int) -> None:

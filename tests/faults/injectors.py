@@ -67,6 +67,16 @@ async def small_disk(place: Path, megabytes: int) -> AsyncIterator[Path]:
         await _run("umount", "--lazy", str(place))
 
 
+@asynccontextmanager
+async def read_only(disk: Path) -> AsyncIterator[None]:
+    """Let nobody write to a mounted disk, of which no file may be open for writing."""
+    await _run("mount", "-o", "remount,ro", str(disk))
+    try:
+        yield
+    finally:
+        await _run("mount", "-o", "remount,rw", str(disk))
+
+
 async def _run(*command: str) -> None:
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT

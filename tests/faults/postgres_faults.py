@@ -1,15 +1,21 @@
 """Faults of PostgreSQL and of the way to it."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 import asyncpg
 
 from app.database.migrate import upgrade_schema
 from tests.conftest import execute
+from tests.faults.disk_faults import fill
+from tests.faults.injectors import small_disk
 from tests.faults.scenario import Fault
 from tests.faults.world import World
+
+TABLESPACE_MEGABYTES = 64
 
 
 @asynccontextmanager
@@ -96,6 +102,48 @@ async def schema_renamed(world: World) -> AsyncIterator[None]:
     await rename_schema(world.url, "public", "elsewhere")
     yield
     await rename_schema(world.url, "elsewhere", "public")
+
+
+@asynccontextmanager
+async def postgres_read_only(world: World) -> AsyncIterator[None]:
+    """Every transaction is read-only, as on a standby or in an operator's emergency."""
+    name = urlsplit(world.url).path[1:]
+    await execute(world.postgres.url, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    await end_sessions(world, name)
+    yield
+    await execute(world.postgres.url, f"ALTER DATABASE {name} RESET default_transaction_read_only")
+
+
+@asynccontextmanager
+async def postgres_full(world: World) -> AsyncIterator[None]:
+    """The disk under today's rows is full."""
+    disk = await world.beneath.enter_async_context(small_disk(world.directory / "disk", TABLESPACE_MEGABYTES))
+    owner = world.postgres.data.stat()
+    os.chown(disk, owner.st_uid, owner.st_gid)
+    await execute(world.postgres.url, f"CREATE TABLESPACE small LOCATION '{disk}'")
+    world.beneath.push_async_callback(drop_tablespace, world)
+    for tables in ("TABLE", "INDEX"):
+        await execute(world.url, f"ALTER {tables} ALL IN TABLESPACE pg_default SET TABLESPACE small")
+    filler = disk / "filler"
+    fill(filler, TABLESPACE_MEGABYTES * 1024**2)
+    yield
+    failures = await world.read_metric("prediction_log_failures_total")
+    world.check(failures > 0, "nothing failed although the disk was full")
+    filler.unlink()
+
+
+async def drop_tablespace(world: World) -> None:
+    """Have nothing on the small disk, and nobody know it, before it goes."""
+    for tables in ("TABLE", "INDEX"):
+        await execute(world.url, f"ALTER {tables} ALL IN TABLESPACE small SET TABLESPACE pg_default")
+    await execute(world.postgres.url, "DROP TABLESPACE small")
+
+
+async def end_sessions(world: World, name: str) -> None:
+    """End all sessions of a database."""
+    await execute(
+        world.postgres.url, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+    )
 
 
 async def rename_schema(url: str, old: str, new: str) -> None:

@@ -53,6 +53,8 @@ def list_postgres_scenarios() -> list[Scenario]:
         Scenario("RST after COMMIT", reset, seconds=3, by_proxy=True),
         replace(refusing, name="RST after COMMIT, database", fault=reset, seconds=3, by_proxy=True, may_refuse=False),
         Scenario("schema renamed", faults.schema_renamed, seconds=4),
+        Scenario("PostgreSQL read-only", faults.postgres_read_only, seconds=3),
+        Scenario("PostgreSQL's disk full", faults.postgres_full, seconds=4),
     ]
 
 
@@ -65,6 +67,7 @@ def list_disk_scenarios() -> list[Scenario]:
     no_space = faults.failing_call("write", "error=ENOSPC")
     return [
         Scenario("disk full", faults.disk_full, starts=False, may_refuse=True, may_break=True),
+        Scenario("disk read-only", faults.disk_read_only, starts=False, may_refuse=True, may_break=True),
         Scenario("file too large", faults.file_too_large, seconds=2, may_refuse=True),
         replace(failing, name="fdatasync EIO once", fault=once),
         replace(failing, name="fdatasync EIO always", fault=always),
