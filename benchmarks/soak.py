@@ -1,0 +1,67 @@
+"""Ten minutes at half of capacity; nothing may grow without end: `python benchmarks/soak.py --rate 5000`.
+
+Prints a line a minute. What is shipped stays in the spool for five minutes, to be offered again after a failover, so
+the spool grows for that long and then stays; everything else is level after the first minute.
+"""
+
+import argparse
+import os
+import re
+import tempfile
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.request import urlopen
+
+import uvloop
+from open_loop import CAR_LOAN, CONNECTIONS, Load
+from predict import OTHER_CORE, ROOT, database, serve
+
+PORT = 9301
+
+
+def sample(pid: int, spool: Path) -> str:
+    """Describe the server's process and spool."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    resident = re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)
+    assert resident is not None
+    files = len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208
+    segments = [path.stat().st_size for path in spool.glob("seg-*.log")]
+    metrics = urlopen(f"http://127.0.0.1:{PORT}/metrics", timeout=10).read().decode()
+    pending = re.search(r"^prediction_log_pending_rows (\S+)$", metrics, re.MULTILINE)
+    assert pending is not None
+    cells = int(resident[1]) // 1024, files, len(segments), sum(segments) // 1024**2, int(float(pending[1]))
+    return " | ".join(f"{cell:,}" for cell in cells)
+
+
+def watch(pid: int, spool: Path, minutes: int) -> None:
+    """Print a line a minute."""
+    print("| minute | resident MiB | descriptors | segments | spool MiB | pending rows |\n|---|---|---|---|---|---|")
+    for minute in range(minutes + 1):
+        print(f"| {minute} | {sample(pid, spool)} |", flush=True)
+        time.sleep(60 if minute < minutes else 0)
+
+
+def main() -> None:
+    """Load and watch."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate", type=float, default=5000)
+    parser.add_argument("--minutes", type=int, default=10)
+    options = parser.parse_args()
+    with ExitStack() as stack:
+        url = stack.enter_context(database())
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        pid = stack.enter_context(serve("app:main", PORT, {"DATABASE_URL": url, "DATA_DIR": str(work)}, ROOT))
+        watcher = threading.Thread(target=watch, args=(pid, work / "spool", options.minutes))
+        watcher.start()
+        load = Load(CAR_LOAN)
+        uvloop.run(load.run(PORT, options.rate, options.minutes * 60, CONNECTIONS))
+        watcher.join()
+    answered = {status.decode(): len(latencies) for status, latencies in load.latencies.items()}
+    print(f"answers by status: {answered}; lost: {dict(load.lost)}")
+
+
+if __name__ == "__main__":
+    os.sched_setaffinity(0, {int(OTHER_CORE)})
+    main()
