@@ -12,8 +12,8 @@ import httpx2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.quality.label_queries import fetch_history
 from app.quality.labels import Label, take_labels
-from app.quality.queries import fetch_history
 from tests.records import count_rows, make_label, make_record, register_demo, store
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)

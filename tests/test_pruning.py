@@ -11,7 +11,8 @@ import pytest
 import pytest_asyncio
 
 from app.prediction_log.queries import SELECT_BY_ID, SELECT_PAGE
-from app.quality.queries import COUNT_CONFUSION, FETCH_HISTORY, FIND_BY_ID, UPSERT_LABELS, upsert_labels
+from app.quality.label_queries import FETCH_HISTORY, FIND_BY_ID, UPSERT_LABELS, upsert_labels
+from app.quality.queries import COUNT_CONFUSION
 from tests.conftest import execute, with_database
 from tests.records import make_record, register_demo, store
 

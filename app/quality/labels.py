@@ -11,7 +11,8 @@ import msgspec
 
 from app import metrics
 from app.database.queries import Connection
-from app.quality import queries
+from app.quality import label_queries
+from app.quality.queries import read_clock
 
 Outcome = Literal["new", "unchanged", "corrected", "withdrawn", "pending", "expired", "rejected"]
 
@@ -76,8 +77,8 @@ async def take_labels(connection: Connection, labels: Sequence[Label]) -> Counte
 async def sweep_pending(connection: Connection) -> Counter[Outcome]:
     """Apply pending labels whose prediction has been stored, drop those that waited too long; count both."""
     async with connection.transaction():
-        now = await queries.read_clock(connection)
-        rows = await queries.take_pending(connection, SWEEP_ROWS)
+        now = await read_clock(connection)
+        rows = await label_queries.take_pending(connection, SWEEP_ROWS)
         rows.sort(key=lambda row: int(row["pending_id"]))  # the order of arrival decides between equal times
         applied = await apply_labels(connection, [Label(*row[1:]) for row in rows])
         for position in applied.find_pending():
@@ -85,8 +86,8 @@ async def sweep_pending(connection: Connection) -> Counter[Outcome]:
                 applied.outcomes[position] = "expired"
         waiting = [rows[position]["pending_id"] for position in applied.find_pending()]
         settled = [rows[position]["pending_id"] for position in set(applied.outcomes) - set(applied.find_pending())]
-        await queries.postpone_pending(connection, waiting, LONGEST_PAUSE)
-        await queries.remove_pending(connection, settled)
+        await label_queries.postpone_pending(connection, waiting, LONGEST_PAUSE)
+        await label_queries.remove_pending(connection, settled)
     for position in applied.find_pending():
         del applied.outcomes[position]
     return _count(applied)
@@ -120,9 +121,9 @@ async def _find_targets(connection: Connection, labels: Sequence[Label]) -> tupl
     """Find the stored predictions of labels; return them, and the positions whose class their model does not know."""
     ids = [(at, label.prediction_id) for at, label in enumerate(labels) if label.prediction_id is not None]
     keys = [(at, label.external_id) for at, label in enumerate(labels) if label.external_id is not None]
-    rows = await queries.find_by_id(connection, [at for at, _ in ids], [key for _, key in ids]) if ids else []
+    rows = await label_queries.find_by_id(connection, [at for at, _ in ids], [key for _, key in ids]) if ids else []
     if keys:
-        rows += await queries.find_by_external_id(connection, [at for at, _ in keys], [key for _, key in keys])
+        rows += await label_queries.find_by_external_id(connection, [at for at, _ in keys], [key for _, key in keys])
     known: dict[str | None, frozenset[str]] = {}
     targets, rejected = [], set()
     for row in rows:
@@ -151,7 +152,7 @@ async def _upsert(
     connection: Connection, labels: Sequence[Label], batch: Sequence[_Target]
 ) -> list[tuple[_Target, Outcome]]:
     events = [labels[target.position] for target in batch]
-    rows = await queries.upsert_labels(
+    rows = await label_queries.upsert_labels(
         connection,
         [target.prediction_id for target in batch],
         [event.label for event in events],
@@ -178,7 +179,7 @@ async def _append_history(
     connection: Connection, labels: Sequence[Label], applied: Sequence[tuple[_Target, Outcome]]
 ) -> None:
     events = [labels[target.position] for target, _ in applied]
-    await queries.append_history(
+    await label_queries.append_history(
         connection,
         [target.prediction_id for target, _ in applied],
         [event.label for event in events],
@@ -190,7 +191,7 @@ async def _append_history(
 
 async def _keep_pending(connection: Connection, labels: Sequence[Label]) -> None:
     if labels:
-        await queries.add_pending(
+        await label_queries.add_pending(
             connection,
             [label.prediction_id for label in labels],
             [label.external_id for label in labels],
