@@ -13,11 +13,16 @@ SELECT wanted.position, p.prediction_id, p.created_at, v.classes
 FROM unnest($1::bigint[], $2::uuid[]) AS wanted (position, prediction_id)
 CROSS JOIN LATERAL (
     SELECT prediction_id, created_at, model_name, model_version
-    FROM prediction_log WHERE prediction_id = wanted.prediction_id LIMIT 1
+    FROM prediction_log WHERE prediction_id = wanted.prediction_id
+        AND prediction_id BETWEEN ($2::uuid[])[1] AND ($2::uuid[])[cardinality($2::uuid[])] LIMIT 1
 ) p
 LEFT JOIN model_version v ON v.name = p.model_name AND v.version = p.model_version
 """
-"""LATERAL with LIMIT keeps it one pruned index look-up per label, whatever the planner thinks of the log's size."""
+"""LATERAL with LIMIT keeps it one pruned index look-up per label, whatever the planner thinks of the log's size.
+
+The first and the last id are constants to the planner, which leaves out all other days: to plan for 800 days takes
+23 ms, for one 0.3 ms.
+"""
 
 FIND_BY_EXTERNAL_ID = """
 SELECT wanted.position, p.prediction_id, p.created_at, v.classes
@@ -34,7 +39,7 @@ LEFT JOIN model_version v ON v.name = p.model_name AND v.version = p.model_versi
 async def find_by_id(
     connection: Connection, positions: Sequence[int], prediction_ids: Sequence[UUID]
 ) -> list[asyncpg.Record]:
-    """Find stored predictions: (position, prediction_id, created_at, classes)."""
+    """Find stored predictions: (position, prediction_id, created_at, classes). The ids must ascend."""
     return await connection.fetch(FIND_BY_ID, positions, prediction_ids)
 
 
@@ -75,18 +80,16 @@ async def upsert_labels(
 APPEND_HISTORY = """
 INSERT INTO prediction_label_history (prediction_id, label, observed_at, received_at, outcome)
 SELECT prediction_id, label, observed_at, received_at, outcome
-FROM (
-    SELECT *, row_number() OVER (PARTITION BY prediction_id, observed_at, label ORDER BY position) AS repetition
-    FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::text[])
-        WITH ORDINALITY AS given (prediction_id, label, observed_at, received_at, outcome, position)
-) event
-WHERE outcome <> 'unchanged' OR repetition = 1 AND NOT EXISTS (
+FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::text[])
+    AS event (prediction_id, label, observed_at, received_at, outcome)
+WHERE outcome <> 'unchanged' OR NOT EXISTS (
     SELECT FROM prediction_label_history known
     WHERE known.prediction_id = event.prediction_id AND known.observed_at = event.observed_at
         AND known.label IS NOT DISTINCT FROM event.label
+        AND known.prediction_id BETWEEN ($1::uuid[])[1] AND ($1::uuid[])[cardinality($1::uuid[])]
 )
-ORDER BY position
 """
+"""A statement of its own, after the upsert: only one that begins under the row's lock sees what another has kept."""
 
 
 async def append_history(
@@ -97,7 +100,10 @@ async def append_history(
     received_at: Sequence[datetime],
     outcomes: Sequence[str],
 ) -> None:
-    """Keep every label that was received; an exact repetition of one that is kept already is not kept again."""
+    """Keep every label that was received; an exact repetition of one that is kept already is not kept again.
+
+    Ids must be different, and ascending.
+    """
     await connection.execute(APPEND_HISTORY, prediction_ids, labels, observed_at, received_at, outcomes)
 
 
