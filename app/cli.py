@@ -5,9 +5,12 @@ import asyncio
 import math
 import sys
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 from app.errors import ScorekeeperError
+from app.exchange.label_batch import EmptyLabel
+from app.exchange.label_files import Columns, LabelFormat, name_format
+from app.exchange.label_import import LabelImport, run_import
 from app.replay import Replay, run_replay
 from app.server import serve
 from app.settings import BUNDLED_DIR, Settings
@@ -36,6 +39,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     _add_serve(commands)
     _add_replay(commands)
     _add_spool(commands)
+    _add_labels(commands)
     return parser.parse_args(arguments)
 
 
@@ -91,6 +95,34 @@ def _add_spool(commands: Commands) -> None:
         parser.set_defaults(command=action)
 
 
+def _add_labels(commands: Commands) -> None:
+    labels = commands.add_parser("labels", help="send labels from a file to a running server")
+    parser = labels.add_subparsers(required=True, metavar="ACTION").add_parser(
+        "import",
+        help="send a CSV, NDJSON or Parquet file",
+        description="Send the labels of a file to a running server; the same command goes on where it stopped.",
+    )
+    parser.add_argument("file", type=Path, help="CSV, NDJSON (both also as .gz) or Parquet")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
+    parser.add_argument("--format", choices=get_args(LabelFormat), help="default: by the name")
+    parser.add_argument("--id-column", help="default: prediction_id, and external_id for rows without")
+    parser.add_argument("--external-id-column", help="the client's own key")
+    parser.add_argument("--label-column", default="label", help="default: %(default)s")
+    parser.add_argument("--observed-at-column", help="times with an offset (default: observed_at if there is one)")
+    parser.add_argument(
+        "--empty-label",
+        choices=get_args(EmptyLabel),
+        help="what an empty label means (default: refuse; in NDJSON null withdraws, as in POST /labels)",
+    )
+    parser.add_argument(
+        "--batch", type=_at_least(1, int), default=5000, help="rows sent together (default: %(default)s)"
+    )
+    parser.add_argument("--skip-invalid", type=Path, metavar="FILE", help="write malformed rows there, send the others")
+    parser.add_argument("--state", type=Path, help="how far it has come (default: FILE.import)")
+    parser.add_argument("--restart", action="store_true", help="begin at the first row again, observed as before")
+    parser.set_defaults(command=_import_labels)
+
+
 def _serve(options: argparse.Namespace) -> int:
     serve(options.host, options.port, access_log=options.access_log)
     return 0
@@ -119,6 +151,24 @@ def _verify_spool(options: argparse.Namespace) -> int:
 
 def _drain_spool(options: argparse.Namespace) -> int:
     return asyncio.run(drain_spool(_find_spool(options), Settings.from_env().database_url))
+
+
+def _import_labels(options: argparse.Namespace) -> int:
+    file_format = options.format or name_format(options.file)
+    plan = LabelImport(
+        url=options.url.rstrip("/"),
+        path=options.file,
+        file_format=file_format,
+        columns=Columns(
+            options.id_column, options.external_id_column, options.label_column, options.observed_at_column
+        ),
+        empty_label=options.empty_label or ("withdraw" if file_format == "ndjson" else "refuse"),
+        batch_rows=options.batch,
+        state=options.state or options.file.with_name(f"{options.file.name}.import"),
+        restart=options.restart,
+        malformed=options.skip_invalid,
+    )
+    return asyncio.run(run_import(plan))
 
 
 def _find_spool(options: argparse.Namespace) -> Path:

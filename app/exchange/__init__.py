@@ -1,0 +1,1 @@
+"""Files of labels, into a running server."""
