@@ -4,13 +4,18 @@ import argparse
 import asyncio
 import math
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import TypeAlias, get_args
 
+from app.database.pool import open_database_url
 from app.errors import ScorekeeperError
+from app.exchange.export import Export, ExportFormat, run_export
 from app.exchange.label_batch import EmptyLabel
 from app.exchange.label_files import Columns, LabelFormat, name_format
 from app.exchange.label_import import LabelImport, run_import
+from app.quality.export_queries import ExportFilter
+from app.quality.queries import LATEST
 from app.replay import Replay, run_replay
 from app.server import serve
 from app.settings import BUNDLED_DIR, Settings
@@ -40,6 +45,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     _add_replay(commands)
     _add_spool(commands)
     _add_labels(commands)
+    _add_export(commands)
     return parser.parse_args(arguments)
 
 
@@ -123,6 +129,22 @@ def _add_labels(commands: Commands) -> None:
     parser.set_defaults(command=_import_labels)
 
 
+def _add_export(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="write the labelled rows of a period to a file",
+        description="Write labelled predictions, those that GET /quality counts, from DATABASE_URL to a file.",
+    )
+    parser.add_argument("--since", type=_instant, required=True, help="such as 2026-01-31T00:00:00Z")
+    parser.add_argument("--until", type=_instant, default=LATEST, help="default: the newest row")
+    parser.add_argument("--model", help="default: all")
+    parser.add_argument("--version", help="default: all")
+    parser.add_argument("--all", action="store_true", help="rows without a label too")
+    parser.add_argument("--format", choices=get_args(ExportFormat), help="default: parquet for *.parquet, else csv")
+    parser.add_argument("--output", type=Path, required=True, help="the file to write, or replace when complete")
+    parser.set_defaults(command=_export)
+
+
 def _serve(options: argparse.Namespace) -> int:
     serve(options.host, options.port, access_log=options.access_log)
     return 0
@@ -171,9 +193,31 @@ def _import_labels(options: argparse.Namespace) -> int:
     return asyncio.run(run_import(plan))
 
 
+def _export(options: argparse.Namespace) -> int:
+    wanted = ExportFilter(options.since, options.until, options.model, options.version, not options.all)
+    by_name: ExportFormat = "parquet" if options.output.suffix == ".parquet" else "csv"
+    return asyncio.run(_run_export(Export(wanted, options.format or by_name, options.output)))
+
+
+async def _run_export(export: Export) -> int:
+    settings = Settings.from_env()
+    async with open_database_url(settings.database_url, settings.data_dir) as url:
+        return await run_export(export, url)
+
+
 def _find_spool(options: argparse.Namespace) -> Path:
     data_dir: Path = options.data_dir or Settings.from_env().data_dir
     return data_dir / "spool"
+
+
+def _instant(text: str) -> datetime:
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 2026-01-31T00:00:00Z") from None
+    if instant.tzinfo is None:
+        raise argparse.ArgumentTypeError(f"{text!r} has no offset from UTC, such as Z or +01:00")
+    return instant
 
 
 class _at_least:  # noqa: N801  # argparse shows the name of a type in its errors

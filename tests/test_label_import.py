@@ -285,14 +285,15 @@ async def test_import_of_a_file_that_is_not_there_says_so(tmp_path: Path) -> Non
 
 
 def test_every_option_that_the_docs_name_exists(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse_arguments(["labels", "import", "--help"])
+    for command in (["labels", "import", "--help"], ["export", "--help"]):
+        with pytest.raises(SystemExit):
+            parse_arguments(command)
     known = find_options(capsys.readouterr().out)
 
     named = find_options((ROOT / "docs" / "labels.md").read_text())
 
     assert named - {"--data-binary"} <= known
-    assert len(named) > 4
+    assert len(named) > 8
 
 
 def find_options(text: str) -> set[str]:

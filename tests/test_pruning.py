@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from app.prediction_log.queries import SELECT_BY_ID, SELECT_PAGE
+from app.quality.export_queries import SELECT_ROWS
 from app.quality.label_queries import APPEND_HISTORY, FETCH_HISTORY, FIND_BY_ID, UPSERT_LABELS, upsert_labels
 from app.quality.queries import COUNT_CONFUSION
 from tests.conftest import execute, with_database
@@ -179,6 +180,16 @@ async def test_count_of_a_window_reads_its_days(month: asyncpg.Connection, plan_
     )
 
     assert read == [f"{table}_202405{day}" for table in ("prediction_label", "prediction_log") for day in (10, 11, 12)]
+
+
+@PLANS
+async def test_export_of_a_period_reads_its_days(month: asyncpg.Connection, plan_mode: str) -> None:
+    since, until = FIRST_DAY + timedelta(days=9, hours=6), FIRST_DAY + timedelta(days=10, hours=6)
+    types, values = "timestamptz, timestamptz, text, text, boolean", f"'{since}', '{until}', NULL, NULL, true"
+
+    read = await find_partitions_read(month, plan_mode, SELECT_ROWS, types, values)
+
+    assert read == [f"{table}_202405{day}" for table in ("prediction_label", "prediction_log") for day in (10, 11)]
 
 
 @PLANS

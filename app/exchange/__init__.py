@@ -1,1 +1,1 @@
-"""Files of labels, into a running server."""
+"""Files in and out: labels into a running server, labelled rows out of PostgreSQL."""

@@ -1,7 +1,8 @@
-"""Read Parquet; the only module that imports pyarrow, which is an extra."""
+"""Read and write Parquet; the only module that imports pyarrow, which is an extra."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ BATCH_ROWS = 5_000
 
 
 class ParquetError(ScorekeeperError):
-    """Parquet cannot be read here; the message says why."""
+    """Parquet cannot be read or written here; the message says why."""
 
 
 def import_pyarrow() -> Any:
@@ -48,3 +49,24 @@ def _round_times(pa: Any, table: Any) -> Any:
     """Cast times finer than Python's to microseconds."""
     types = [pa.timestamp("us", of.tz) if pa.types.is_timestamp(of) else of for of in table.schema.types]
     return table.cast(pa.schema(list(zip(table.schema.names, types, strict=True))), safe=False)
+
+
+class ParquetWriter:
+    """Writes rows of columns that are given as name -> type: str, datetime or float; closed by `close`."""
+
+    def __init__(self, path: Path, columns: Mapping[str, type]) -> None:
+        pa = import_pyarrow()
+        types = {str: pa.string(), datetime: pa.timestamp("us", "UTC"), float: pa.float64()}
+        self._schema = pa.schema([(name, types[of]) for name, of in columns.items()])
+        self._writer = pa.parquet.ParquetWriter(path, self._schema)
+        self._table = pa.table
+
+    def write(self, rows: Sequence[Sequence[object]]) -> None:
+        """Write rows as one row group."""
+        values = zip(*rows, strict=True)
+        columns = dict(zip(self._schema.names, map(list, values), strict=True))
+        self._writer.write_table(self._table(columns, schema=self._schema))
+
+    def close(self) -> None:
+        """Write the end of the file."""
+        self._writer.close()
