@@ -168,6 +168,17 @@ async def test_malformed_rows_are_put_aside_when_asked(
     ]
 
 
+async def test_import_says_so_when_malformed_rows_cannot_be_put_aside(
+    server: Server, records: Sequence[Record], tmp_path: Path, connection: asyncpg.Connection, console: Console
+) -> None:
+    path = write_labels(tmp_path / "labels.csv", [(records[0].prediction_id, 1)])
+
+    with pytest.raises(LabelImportError, match="nowhere/malformed cannot be written"):
+        await run_import(plan_import(server, path, malformed=tmp_path / "nowhere" / "malformed"), console)
+
+    assert await read_labels(connection) == {}
+
+
 async def test_finished_import_sends_nothing_when_run_again(
     server: Server,
     records: Sequence[Record],

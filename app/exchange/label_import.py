@@ -94,8 +94,12 @@ def open_malformed(path: Path | None, done: Checkpoint) -> Iterator[IO[bytes] | 
     if path is None:
         yield None
         return
-    with path.open("ab") as file:
-        file.truncate(done.malformed_bytes)
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise LabelImportError(f"{path} cannot be written: {error}") from error
+    with file:
+        file.truncate(min(done.malformed_bytes, file.tell()))
         yield file
 
 
