@@ -266,16 +266,14 @@ async def test_import_waits_for_a_database_that_is_away(
 
 
 async def test_import_names_the_batch_that_is_too_large_for_the_server(
-    database_url: str, tmp_path: Path, console: Console
+    server: Server, tmp_path: Path, console: Console
 ) -> None:
-    environment = {"DATABASE_URL": database_url, "DATA_DIR": str(tmp_path / "data"), "MAX_BATCH_ROWS": "3"}
-    server = Server(environment)
+    server.environment["MAX_BATCH_ROWS"] = "3"
     await server.start()
     path = write_labels(tmp_path / "labels.csv", [(make_record().prediction_id, 1) for _ in range(4)])
 
     with pytest.raises(LabelImportError, match="try a smaller --batch"):
         await run_import(plan_import(server, path), console)
-    await server.kill()
 
 
 async def test_import_without_a_server_says_so(tmp_path: Path) -> None:
