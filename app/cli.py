@@ -4,10 +4,18 @@ import argparse
 import asyncio
 import math
 import sys
+from datetime import datetime
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
+from app.database.pool import open_database_url
 from app.errors import ScorekeeperError
+from app.exchange.export import Export, ExportFormat, run_export
+from app.exchange.label_batch import EmptyLabel
+from app.exchange.label_files import Columns, LabelFormat, name_format
+from app.exchange.label_import import LabelImport, run_import
+from app.quality.export_queries import ExportFilter
+from app.quality.queries import LATEST
 from app.replay import Replay, run_replay
 from app.server import serve
 from app.settings import BUNDLED_DIR, Settings
@@ -36,6 +44,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     _add_serve(commands)
     _add_replay(commands)
     _add_spool(commands)
+    _add_labels(commands)
+    _add_export(commands)
     return parser.parse_args(arguments)
 
 
@@ -91,6 +101,50 @@ def _add_spool(commands: Commands) -> None:
         parser.set_defaults(command=action)
 
 
+def _add_labels(commands: Commands) -> None:
+    labels = commands.add_parser("labels", help="send labels from a file to a running server")
+    parser = labels.add_subparsers(required=True, metavar="ACTION").add_parser(
+        "import",
+        help="send a CSV, NDJSON or Parquet file",
+        description="Send the labels of a file to a running server; the same command goes on where it stopped.",
+    )
+    parser.add_argument("file", type=Path, help="CSV, NDJSON (both also as .gz) or Parquet")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
+    parser.add_argument("--format", choices=get_args(LabelFormat), help="default: by the name")
+    parser.add_argument("--id-column", help="default: prediction_id, and external_id for rows without")
+    parser.add_argument("--external-id-column", help="the client's own key")
+    parser.add_argument("--label-column", default="label", help="default: %(default)s")
+    parser.add_argument("--observed-at-column", help="times with an offset (default: observed_at if there is one)")
+    parser.add_argument(
+        "--empty-label",
+        choices=get_args(EmptyLabel),
+        help="what an empty label means (default: refuse; in NDJSON null withdraws, as in POST /labels)",
+    )
+    parser.add_argument(
+        "--batch", type=_at_least(1, int), default=5000, help="rows sent together (default: %(default)s)"
+    )
+    parser.add_argument("--skip-invalid", type=Path, metavar="FILE", help="write malformed rows there, send the others")
+    parser.add_argument("--state", type=Path, help="how far it has come (default: FILE.import)")
+    parser.add_argument("--restart", action="store_true", help="begin at the first row again, observed as before")
+    parser.set_defaults(command=_import_labels)
+
+
+def _add_export(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="write the labelled rows of a period to a file",
+        description="Write labelled predictions, those that GET /quality counts, from DATABASE_URL to a file.",
+    )
+    parser.add_argument("--since", type=_instant, required=True, help="such as 2026-01-31T00:00:00Z")
+    parser.add_argument("--until", type=_instant, default=LATEST, help="default: the newest row")
+    parser.add_argument("--model", help="default: all")
+    parser.add_argument("--version", help="default: all")
+    parser.add_argument("--all", action="store_true", help="rows without a label too")
+    parser.add_argument("--format", choices=get_args(ExportFormat), help="default: parquet for *.parquet, else csv")
+    parser.add_argument("--output", type=Path, required=True, help="the file to write, or replace when complete")
+    parser.set_defaults(command=_export)
+
+
 def _serve(options: argparse.Namespace) -> int:
     serve(options.host, options.port, access_log=options.access_log)
     return 0
@@ -121,9 +175,49 @@ def _drain_spool(options: argparse.Namespace) -> int:
     return asyncio.run(drain_spool(_find_spool(options), Settings.from_env().database_url))
 
 
+def _import_labels(options: argparse.Namespace) -> int:
+    file_format = options.format or name_format(options.file)
+    plan = LabelImport(
+        url=options.url.rstrip("/"),
+        path=options.file,
+        file_format=file_format,
+        columns=Columns(
+            options.id_column, options.external_id_column, options.label_column, options.observed_at_column
+        ),
+        empty_label=options.empty_label or ("withdraw" if file_format == "ndjson" else "refuse"),
+        batch_rows=options.batch,
+        state=options.state or options.file.with_name(f"{options.file.name}.import"),
+        restart=options.restart,
+        malformed=options.skip_invalid,
+    )
+    return asyncio.run(run_import(plan))
+
+
+def _export(options: argparse.Namespace) -> int:
+    wanted = ExportFilter(options.since, options.until, options.model, options.version, not options.all)
+    by_name: ExportFormat = "parquet" if options.output.suffix == ".parquet" else "csv"
+    return asyncio.run(_run_export(Export(wanted, options.format or by_name, options.output)))
+
+
+async def _run_export(export: Export) -> int:
+    settings = Settings.from_env()
+    async with open_database_url(settings.database_url, settings.data_dir) as url:
+        return await run_export(export, url)
+
+
 def _find_spool(options: argparse.Namespace) -> Path:
     data_dir: Path = options.data_dir or Settings.from_env().data_dir
     return data_dir / "spool"
+
+
+def _instant(text: str) -> datetime:
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 2026-01-31T00:00:00Z") from None
+    if instant.tzinfo is None:
+        raise argparse.ArgumentTypeError(f"{text!r} has no offset from UTC, such as Z or +01:00")
+    return instant
 
 
 class _at_least:  # noqa: N801  # argparse shows the name of a type in its errors

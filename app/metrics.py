@@ -20,6 +20,8 @@ class BatchHistogram(Collector):
         self._counts: defaultdict[tuple[str, ...], NDArray[np.int64]] = defaultdict(self._make_counts)
         self._sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
         self._waiting: defaultdict[tuple[str, ...], list[float]] = defaultdict(list)
+        if not labelnames:
+            self.observe((), [])  # without labels there is one series, from the start
         REGISTRY.register(self)
 
     def add(self, labels: tuple[str, ...], value: float) -> None:
@@ -125,10 +127,11 @@ SPOOL_DAMAGED = Counter(
 )
 
 LABELS = Counter("model_labels_total", "Received labels by what became of them", ["outcome"])
-LABEL_DELAY = Histogram(
+LABEL_DELAY = BatchHistogram(
     "model_label_delay_seconds",
     "From a prediction to the arrival of its first label",
-    buckets=(1, 10, 60, 600, 3600, 6 * 3600, 86400, 3 * 86400, 7 * 86400, 14 * 86400, 30 * 86400, 90 * 86400),
+    [],
+    edges=[1, 10, 60, 600, 3600, 6 * 3600, 86400, 3 * 86400, 7 * 86400, 14 * 86400, 30 * 86400, 90 * 86400],
 )
 
 QUALITY_LABELS = ["model", "model_version", "window"]

@@ -218,8 +218,8 @@ async def report(client: httpx2.AsyncClient, labels: Mapping[str, str], tally: T
     if not tally.answers:
         console.print(f"no row was answered: {dict(tally.refused)}")
         return 1
+    window = await wait_for_window(client, tally)  # labels that waited for their rows have been applied by then
     reported = await fetch_period(client, tally)
-    window = await wait_for_window(client, tally)
     confusion: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for row_id, _, predicted in tally.answers:
         confusion[labels[row_id]][predicted] += 1

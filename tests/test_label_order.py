@@ -5,15 +5,17 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from uuid import UUID
 
 import asyncpg
 import httpx2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from app.quality.labels import Label, take_labels
-from app.quality.queries import fetch_history
+from app.quality.label_queries import fetch_history
+from app.quality.labels import SLICE_LABELS, Label, Outcome, take_labels
 from tests.records import count_rows, make_label, make_record, register_demo, store
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
@@ -119,6 +121,39 @@ async def test_newest_label_stands_when_eight_clients_correct_the_same_predictio
     labelled = sum(label is not None for label in (await read_labels(connection)).values())
     assert outcomes["new"] >= labelled
     assert outcomes["pending"] + outcomes["expired"] + outcomes["rejected"] == 0
+
+
+async def test_no_writer_is_a_victim_of_a_deadlock_when_eight_send_the_same_predictions_in_other_orders(
+    database_url: str, connection: asyncpg.Connection
+) -> None:
+    await register_demo(connection)
+    records = [make_record(external_id=f"order-{number}") for number in range(2 * SLICE_LABELS)]
+    await store(connection, *records)
+    chance = random.Random(1)
+    times = iter(chance.sample(range(10**6), 8 * len(records) * 2))
+
+    def make_body() -> list[Label]:
+        keys: list[UUID | str] = [each.prediction_id for each in records]
+        keys += [each.external_id or "" for each in records]
+        chance.shuffle(keys)
+        return [make_label(key, chance.choice(["0", "1", None]), NOON + timedelta(seconds=next(times))) for key in keys]
+
+    bodies = [make_body() for _ in range(8)]
+    async with asyncpg.create_pool(database_url, min_size=8, max_size=8) as pool:
+
+        async def take(body: Sequence[Label]) -> Counter[Outcome]:
+            async with pool.acquire() as borrowed:
+                return await take_labels(borrowed, body)
+
+        counts = await asyncio.gather(*(take(body) for body in bodies))
+
+    by_key = {each.external_id: each.prediction_id for each in records}
+    posted = [
+        replace(label, prediction_id=label.prediction_id or by_key[label.external_id]) for label in chain(*bodies)
+    ]
+    assert await read_labels(connection) == find_winners(sorted(posted, key=by_time))
+    assert [count.total() for count in counts] == [2 * len(records)] * 8
+    assert await count_rows(connection, "prediction_label_history") == len(posted)
 
 
 def by_time(label: Label) -> datetime:

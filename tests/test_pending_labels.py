@@ -9,8 +9,8 @@ import pytest
 from prometheus_client import REGISTRY
 
 from app.database.pool import open_pool
+from app.quality.label_queries import fetch_history
 from app.quality.labels import Outcome, sweep_pending, take_labels
-from app.quality.queries import fetch_history
 from app.quality.scoring import refresh_results
 from app.settings import QualityWindow
 from tests.processes import wait_until

@@ -11,7 +11,9 @@ import pytest
 import pytest_asyncio
 
 from app.prediction_log.queries import SELECT_BY_ID, SELECT_PAGE
-from app.quality.queries import COUNT_CONFUSION, FETCH_HISTORY, FIND_BY_ID, UPSERT_LABELS, upsert_labels
+from app.quality.export_queries import SELECT_ROWS
+from app.quality.label_queries import APPEND_HISTORY, FETCH_HISTORY, FIND_BY_ID, UPSERT_LABELS, upsert_labels
+from app.quality.queries import COUNT_CONFUSION
 from tests.conftest import execute, with_database
 from tests.records import make_record, register_demo, store
 
@@ -101,6 +103,31 @@ async def test_search_for_predictions_of_labels_reads_the_days_of_their_ids(
     assert read == ["prediction_log_20240503", "prediction_log_20240520"]
 
 
+@pytest.mark.parametrize(
+    ("table", "statement", "types", "values"),
+    [
+        ("prediction_log", FIND_BY_ID, "bigint[], uuid[]", "'{{0, 1}}', '{ids}'"),
+        (
+            "prediction_label_history",
+            APPEND_HISTORY,
+            "uuid[], text[], timestamptz[], timestamptz[], text[]",
+            "'{ids}', '{{0, 0}}', '{{now, now}}', '{{now, now}}', '{{new, new}}'",
+        ),
+    ],
+    ids=["find", "history"],
+)
+async def test_statements_about_labels_are_planned_for_the_days_of_their_ids(
+    month: asyncpg.Connection, table: str, statement: str, types: str, values: str
+) -> None:
+    ids = [str(await find_id(month, day)) for day in (3, 4)]
+
+    await month.execute(f"PREPARE asked ({types}) AS {statement}")
+    plan = await month.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE asked ({values.format(ids=f'{{{ids[0]}, {ids[1]}}}')})")
+
+    planned = {node.get("Relation Name", "") for node in walk(json.loads(plan)[0]["Plan"])}
+    assert {name for name in planned if name[-8:].isdigit()} == {f"{table}_20240503", f"{table}_20240504"}
+
+
 @PLANS
 async def test_search_by_id_reads_one_day(month: asyncpg.Connection, plan_mode: str) -> None:
     prediction_id = await find_id(month, 7)
@@ -153,6 +180,16 @@ async def test_count_of_a_window_reads_its_days(month: asyncpg.Connection, plan_
     )
 
     assert read == [f"{table}_202405{day}" for table in ("prediction_label", "prediction_log") for day in (10, 11, 12)]
+
+
+@PLANS
+async def test_export_of_a_period_reads_its_days(month: asyncpg.Connection, plan_mode: str) -> None:
+    since, until = FIRST_DAY + timedelta(days=9, hours=6), FIRST_DAY + timedelta(days=10, hours=6)
+    types, values = "timestamptz, timestamptz, text, text, boolean", f"'{since}', '{until}', NULL, NULL, true"
+
+    read = await find_partitions_read(month, plan_mode, SELECT_ROWS, types, values)
+
+    assert read == [f"{table}_202405{day}" for table in ("prediction_label", "prediction_log") for day in (10, 11)]
 
 
 @PLANS

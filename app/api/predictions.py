@@ -16,7 +16,7 @@ from app.database.pool import borrow_connection
 from app.errors import Fault, InvalidRequestError, NotFoundError
 from app.prediction_log.queries import PageFilter, fetch_page, fetch_prediction
 from app.prediction_log.record import EPOCH
-from app.quality.queries import fetch_history
+from app.quality.label_queries import fetch_history
 from app.state import get_state
 
 END_OF_TIME = datetime(9999, 12, 31, tzinfo=UTC)

@@ -1,9 +1,9 @@
 """Take labels: the newest observation wins, every one is kept, those without a stored prediction wait for it."""
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Literal, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -11,7 +11,10 @@ import msgspec
 
 from app import metrics
 from app.database.queries import Connection
-from app.quality import queries
+from app.quality import label_queries
+from app.quality.queries import read_clock
+
+T = TypeVar("T")
 
 Outcome = Literal["new", "unchanged", "corrected", "withdrawn", "pending", "expired", "rejected"]
 
@@ -23,6 +26,9 @@ SWEEP_ROWS = 5_000
 
 LONGEST_PAUSE = timedelta(hours=1)
 """Between two looks at an old pending label."""
+
+SLICE_LABELS = 500
+"""Labels that one statement is about: to prepare it and to read its answer takes about a millisecond of the loop."""
 
 STRENGTH: Sequence[Outcome] = ("unchanged", "withdrawn", "new", "corrected")
 """Which outcome one label is counted under when its external id has several predictions: the last of these."""
@@ -76,8 +82,8 @@ async def take_labels(connection: Connection, labels: Sequence[Label]) -> Counte
 async def sweep_pending(connection: Connection) -> Counter[Outcome]:
     """Apply pending labels whose prediction has been stored, drop those that waited too long; count both."""
     async with connection.transaction():
-        now = await queries.read_clock(connection)
-        rows = await queries.take_pending(connection, SWEEP_ROWS)
+        now = await read_clock(connection)
+        rows = await label_queries.take_pending(connection, SWEEP_ROWS)
         rows.sort(key=lambda row: int(row["pending_id"]))  # the order of arrival decides between equal times
         applied = await apply_labels(connection, [Label(*row[1:]) for row in rows])
         for position in applied.find_pending():
@@ -85,8 +91,8 @@ async def sweep_pending(connection: Connection) -> Counter[Outcome]:
                 applied.outcomes[position] = "expired"
         waiting = [rows[position]["pending_id"] for position in applied.find_pending()]
         settled = [rows[position]["pending_id"] for position in set(applied.outcomes) - set(applied.find_pending())]
-        await queries.postpone_pending(connection, waiting, LONGEST_PAUSE)
-        await queries.remove_pending(connection, settled)
+        await label_queries.postpone_pending(connection, waiting, LONGEST_PAUSE)
+        await label_queries.remove_pending(connection, settled)
     for position in applied.find_pending():
         del applied.outcomes[position]
     return _count(applied)
@@ -94,72 +100,73 @@ async def sweep_pending(connection: Connection) -> Counter[Outcome]:
 
 async def apply_labels(connection: Connection, labels: Sequence[Label]) -> Applied:
     """Apply every label whose prediction is stored; the others' outcome is `pending`."""
-    if not labels:
-        return Applied({}, [])
     targets, rejected = await _find_targets(connection, labels)
-    outcomes: dict[int, Outcome] = dict.fromkeys(range(len(labels)), "pending")
+    applied = Applied(dict.fromkeys(range(len(labels)), "pending"), [])
     for position in rejected:
-        outcomes[position] = "rejected"
-    applied: list[tuple[_Target, Outcome]] = []
+        applied.outcomes[position] = "rejected"
     for batch in _split_repeated(targets):
-        applied += await _upsert(connection, labels, batch)
-    await _append_history(connection, labels, applied)
-    for target, outcome in applied:
-        before = outcomes[target.position]
-        if before not in STRENGTH or STRENGTH.index(outcome) > STRENGTH.index(before):
-            outcomes[target.position] = outcome
-    delays = [
-        max(0.0, (labels[target.position].received_at - target.created_at).total_seconds())
-        for target, outcome in applied
-        if outcome == "new"
-    ]
-    return Applied(outcomes, delays)
+        for some in _slice(batch):
+            _note(applied, labels, some, await _write(connection, labels, some))
+    return applied
 
 
-async def _find_targets(connection: Connection, labels: Sequence[Label]) -> tuple[list[_Target], set[int]]:
+async def _find_targets(connection: Connection, labels: Sequence[Label]) -> tuple[list[_Target], list[int]]:
     """Find the stored predictions of labels; return them, and the positions whose class their model does not know."""
-    ids = [(at, label.prediction_id) for at, label in enumerate(labels) if label.prediction_id is not None]
-    keys = [(at, label.external_id) for at, label in enumerate(labels) if label.external_id is not None]
-    rows = await queries.find_by_id(connection, [at for at, _ in ids], [key for _, key in ids]) if ids else []
-    if keys:
-        rows += await queries.find_by_external_id(connection, [at for at, _ in keys], [key for _, key in keys])
+    ids = [(label.prediction_id, at) for at, label in enumerate(labels) if label.prediction_id is not None]
+    keys = [(label.external_id, at) for at, label in enumerate(labels) if label.external_id is not None]
+    ids.sort(key=lambda pair: pair[0].int)
     known: dict[str | None, frozenset[str]] = {}
-    targets, rejected = [], set()
-    for row in rows:
-        text = row["classes"]
-        if text not in known:
-            known[text] = frozenset(map(str, msgspec.json.decode(text or "[]")))
-        label = labels[row["position"]].label
-        if label is None or label in known[text]:
-            targets.append(_Target(row["position"], row["prediction_id"], row["created_at"]))
-        else:
-            rejected.add(row["position"])
+    targets: list[_Target] = []
+    rejected: list[int] = []
+
+    def take(rows: Sequence[asyncpg.Record]) -> None:
+        for position, prediction_id, created_at, classes in rows:
+            if classes not in known:
+                known[classes] = frozenset(map(str, msgspec.json.decode(classes or "[]")))
+            label = labels[position].label
+            if label is None or label in known[classes]:
+                targets.append(_Target(position, prediction_id, created_at))
+            else:
+                rejected.append(position)
+
+    for some in _slice(ids):
+        take(await label_queries.find_by_id(connection, [at for _, at in some], [key for key, _ in some]))
+    for others in _slice(keys):
+        take(await label_queries.find_by_external_id(connection, [at for _, at in others], [key for key, _ in others]))
     return targets, rejected
 
 
+def _slice(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (items[start : start + SLICE_LABELS] for start in range(0, len(items), SLICE_LABELS))
+
+
 def _split_repeated(targets: Sequence[_Target]) -> list[list[_Target]]:
-    """Split into batches in which each prediction stands once, ascending: one statement cannot change a row twice."""
-    batches: defaultdict[int, list[_Target]] = defaultdict(list)
-    seen: Counter[UUID] = Counter()
-    for target in sorted(targets, key=lambda target: target.position):
-        batches[seen[target.prediction_id]].append(target)
-        seen[target.prediction_id] += 1
-    return [sorted(batch, key=lambda target: target.prediction_id) for batch in batches.values()]
+    """Split into batches in which each prediction stands once, ascending: one statement cannot change a row twice.
+
+    Every id of a later batch is in the first, so that its row is locked by then: all writers lock in one order.
+    """
+    batches: list[list[_Target]] = []
+    previous, repetition = None, 0
+    for target in sorted(targets, key=lambda target: (target.prediction_id.int, target.position)):
+        repetition = repetition + 1 if target.prediction_id == previous else 0
+        previous = target.prediction_id
+        if repetition == len(batches):
+            batches.append([])
+        batches[repetition].append(target)
+    return batches
 
 
-async def _upsert(
-    connection: Connection, labels: Sequence[Label], batch: Sequence[_Target]
-) -> list[tuple[_Target, Outcome]]:
-    events = [labels[target.position] for target in batch]
-    rows = await queries.upsert_labels(
-        connection,
-        [target.prediction_id for target in batch],
-        [event.label for event in events],
-        [event.observed_at for event in events],
-        [event.received_at for event in events],
-    )
+async def _write(connection: Connection, labels: Sequence[Label], targets: Sequence[_Target]) -> list[Outcome]:
+    """Write the label in force and the history of different, ascending predictions; return what became of each."""
+    ids = [target.prediction_id for target in targets]
+    events = [labels[target.position] for target in targets]
+    classes = [event.label for event in events]
+    observed_at, received_at = [event.observed_at for event in events], [event.received_at for event in events]
+    rows = await label_queries.upsert_labels(connection, ids, classes, observed_at, received_at)
     written = {row["prediction_id"]: row for row in rows}
-    return [(target, _name_outcome(written.get(target.prediction_id))) for target in batch]
+    outcomes = [_name_outcome(written.get(prediction_id)) for prediction_id in ids]
+    await label_queries.append_history(connection, ids, classes, observed_at, received_at, outcomes)
+    return outcomes
 
 
 def _name_outcome(row: asyncpg.Record | None) -> Outcome:
@@ -174,23 +181,20 @@ def _name_outcome(row: asyncpg.Record | None) -> Outcome:
     return "new" if previous is None else "corrected"
 
 
-async def _append_history(
-    connection: Connection, labels: Sequence[Label], applied: Sequence[tuple[_Target, Outcome]]
-) -> None:
-    events = [labels[target.position] for target, _ in applied]
-    await queries.append_history(
-        connection,
-        [target.prediction_id for target, _ in applied],
-        [event.label for event in events],
-        [event.observed_at for event in events],
-        [event.received_at for event in events],
-        [outcome for _, outcome in applied],
-    )
+def _note(applied: Applied, labels: Sequence[Label], targets: Sequence[_Target], outcomes: Sequence[Outcome]) -> None:
+    """Note what became of labels; one for several predictions counts under the strongest of its outcomes."""
+    for target, outcome in zip(targets, outcomes, strict=True):
+        before = applied.outcomes[target.position]
+        if before not in STRENGTH or STRENGTH.index(outcome) > STRENGTH.index(before):
+            applied.outcomes[target.position] = outcome
+        if outcome == "new":
+            delay = labels[target.position].received_at - target.created_at
+            applied.delays.append(max(0.0, delay.total_seconds()))
 
 
 async def _keep_pending(connection: Connection, labels: Sequence[Label]) -> None:
     if labels:
-        await queries.add_pending(
+        await label_queries.add_pending(
             connection,
             [label.prediction_id for label in labels],
             [label.external_id for label in labels],
@@ -210,8 +214,7 @@ def _is_older(prediction_id: UUID | None, instant: datetime) -> bool:
 def _count(applied: Applied) -> Counter[Outcome]:
     """Count in the metrics, after COMMIT, what has been applied."""
     counts = Counter(applied.outcomes.values())
-    for delay in applied.delays:
-        metrics.LABEL_DELAY.observe(delay)
+    metrics.LABEL_DELAY.observe((), applied.delays)
     for outcome, count in counts.items():
         metrics.LABELS.labels(outcome).inc(count)
     return counts

@@ -1,0 +1,82 @@
+"""Turn rows of a file into lines for POST /labels, by the server's own rules."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+import msgspec
+
+from app.api.labels import LabelBody, find_faults
+from app.exchange.label_files import KEYS, Columns, Row
+
+EmptyLabel = Literal["refuse", "skip", "withdraw"]
+"""What a row without a label means: a mistake, one that is not labelled yet, or that its label no longer holds."""
+
+
+class _MalformedRowError(Exception):
+    """Why a row cannot be sent."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """Lines to send and where each comes from; malformed rows and why; how many rows have no label to send."""
+
+    places: list[str] = field(default_factory=list)
+    lines: list[bytes] = field(default_factory=list)
+    malformed: list[tuple[Row, str]] = field(default_factory=list)
+    empty: int = 0
+
+
+def read_batch(rows: Sequence[Row], columns: Columns, empty_label: EmptyLabel, observed_at: datetime) -> Batch:
+    """Check rows and encode them.
+
+    A row without a time of its own is observed a microsecond after the row before, the first one at `observed_at`: so
+    the later of two rows for one prediction wins, in whatever order and however often they arrive.
+    """
+    members, now, batch = columns.name_members(), datetime.now(UTC), Batch()
+    for number, row in enumerate(rows):
+        try:
+            label = _read_label(row, members, empty_label, observed_at + timedelta(microseconds=number))
+            if label is None:
+                batch.empty += 1
+                continue
+            _check_label(label, now)
+        except _MalformedRowError as error:
+            batch.malformed.append((row, str(error)))
+        else:
+            batch.places.append(row.place)
+            batch.lines.append(msgspec.json.encode(label))
+    return batch
+
+
+def _read_label(
+    row: Row, members: Mapping[str, str], empty_label: EmptyLabel, observed_at: datetime
+) -> LabelBody | None:
+    """Return the label of a row, None when it has none and that is allowed."""
+    if row.values is None:
+        raise _MalformedRowError(row.fault)
+    given = {member: row.values[name] for member, name in members.items() if row.values.get(name) is not None}
+    if "label" not in given and members["label"] in row.values:
+        if empty_label == "skip":
+            return None
+        if empty_label == "refuse":
+            raise _MalformedRowError("label: empty; --empty-label says what that means")
+        given["label"] = None
+    if all(key in given for key in KEYS):
+        del given["external_id"]  # a row of an export has both: the id is the more exact
+    if isinstance(given.get("external_id"), int):
+        given["external_id"] = str(given["external_id"])
+    try:
+        return msgspec.convert({"observed_at": observed_at, **given}, LabelBody)
+    except msgspec.ValidationError as error:
+        detail, _, path = str(error).partition(" - at `$.")
+        raise _MalformedRowError(f"{path.rstrip('`')}: {detail}") from None
+
+
+def _check_label(label: LabelBody, now: datetime) -> None:
+    faults = [
+        f"{pointer.lstrip('/')}: {detail}" if pointer else detail for pointer, _, detail in find_faults(label, now)
+    ]
+    if faults:
+        raise _MalformedRowError("; ".join(faults))

@@ -1,0 +1,160 @@
+"""Read labels from CSV, NDJSON and Parquet files row by row, in memory of a fixed size."""
+
+import csv
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple
+
+import msgspec
+
+from app.errors import ScorekeeperError
+from app.exchange.parquet import open_parquet, read_rows
+
+LabelFormat = Literal["csv", "ndjson", "parquet"]
+
+KEYS = ("prediction_id", "external_id")
+
+EXTENSIONS: Mapping[str, LabelFormat] = {
+    ".csv": "csv",
+    ".ndjson": "ndjson",
+    ".jsonl": "ndjson",
+    ".parquet": "parquet",
+}
+
+
+class LabelFileError(ScorekeeperError):
+    """The file cannot be read; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What the columns are called. Without a name for a key both are looked for, each under its own."""
+
+    prediction_id: str | None = None
+    external_id: str | None = None
+    label: str = "label"
+    observed_at: str | None = None
+
+    def name_members(self) -> dict[str, str]:
+        """Return the column of each member of POST /labels that is looked for."""
+        keys = {"prediction_id": self.prediction_id, "external_id": self.external_id}
+        if not any(keys.values()):
+            keys = {key: key for key in keys}
+        members = {**keys, "label": self.label, "observed_at": self.observed_at or "observed_at"}
+        return {member: name for member, name in members.items() if name is not None}
+
+
+class Row(NamedTuple):
+    """A row: where it is, and what it holds by column, None for an empty cell; or why it cannot be read."""
+
+    place: str
+    values: Mapping[str, object] | None
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelFile:
+    """An open file: its rows, and how far it has been read, `total` being the end."""
+
+    rows: Iterator[Row]
+    total: int
+    read: Callable[[], int]
+
+
+def name_format(path: Path) -> LabelFormat:
+    """Tell the format by the name, `.gz` aside."""
+    extension = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    if extension.lower() not in EXTENSIONS:
+        raise LabelFileError(f"{path} does not say what it is by {', '.join(EXTENSIONS)}: give --format")
+    return EXTENSIONS[extension.lower()]
+
+
+@contextmanager
+def open_labels(path: Path, file_format: LabelFormat, columns: Columns) -> Iterator[LabelFile]:
+    """Open a file, and check that it has the columns; its rows raise LabelFileError where they cannot be read."""
+    with ExitStack() as stack:
+        with _say_why(path):
+            if file_format == "parquet":
+                file = _open_parquet_rows(stack.enter_context(open_parquet(path)), path, columns)
+            else:
+                raw = stack.enter_context(path.open("rb"))
+                plain: gzip.GzipFile | io.BufferedReader = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+                if file_format == "csv":
+                    text = stack.enter_context(io.TextIOWrapper(plain, "utf-8-sig", newline=""))
+                    rows = _read_csv(text, path, columns)
+                else:
+                    rows = _read_lines(plain)
+                file = LabelFile(_guard(rows, path), path.stat().st_size, raw.tell)
+        yield file
+
+
+@contextmanager
+def _say_why(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+        raise LabelFileError(f"{path} cannot be read: {error}") from error
+
+
+def _guard(rows: Iterator[Row], path: Path) -> Iterator[Row]:
+    with _say_why(path):
+        yield from rows
+
+
+def _open_parquet_rows(file: Any, path: Path, columns: Columns) -> LabelFile:
+    names = file.schema_arrow.names
+    _check_columns(names, path, columns)
+    wanted = [name for name in dict.fromkeys(columns.name_members().values()) if name in names]
+    done = 0
+
+    def read() -> Iterator[Row]:
+        nonlocal done
+        for values in read_rows(file, wanted):
+            done += 1
+            yield Row(f"row {done}", values)
+
+    return LabelFile(_guard(read(), path), file.metadata.num_rows, lambda: done)
+
+
+def _read_csv(text: IO[str], path: Path, columns: Columns) -> Iterator[Row]:
+    reader = csv.reader(text, strict=True)
+    names = next(reader, [])
+    _check_columns(names, path, columns)
+
+    def read() -> Iterator[Row]:
+        line = reader.line_num + 1
+        for cells in reader:
+            if len(cells) == len(names):
+                yield Row(f"line {line}", {name: cell or None for name, cell in zip(names, cells, strict=True)})
+            elif cells:  # a blank line is none
+                yield Row(f"line {line}", None, f"{len(cells)} cells, but the first line has {len(names)}")
+            line = reader.line_num + 1
+
+    return read()
+
+
+def _read_lines(plain: gzip.GzipFile | io.BufferedReader) -> Iterator[Row]:
+    decode = msgspec.json.Decoder(dict[str, object]).decode
+    for number, line in enumerate(plain, 1):
+        if not line.strip():
+            continue
+        try:
+            yield Row(f"line {number}", decode(line))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            yield Row(f"line {number}", None, f"no JSON object: {error}")
+
+
+def _check_columns(names: Sequence[str], path: Path, columns: Columns) -> None:
+    """Refuse a file without a key or label, or without a column that was asked for by name."""
+    asked = (columns.prediction_id, columns.external_id, columns.label, columns.observed_at)
+    missing = [name for name in asked if name is not None and name not in names]
+    members = columns.name_members()
+    if not any(members.get(key) in names for key in KEYS) and not missing:
+        missing = [" or ".join(KEYS)]
+    if missing:
+        raise LabelFileError(f"{path} has no column {', '.join(missing)}; it has {', '.join(names) or 'none'}")

@@ -1,0 +1,201 @@
+"""`python -m app labels import`: send a file of labels to a running server; may be interrupted and begun again."""
+
+import asyncio
+import itertools
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import IO
+
+import httpx2
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from app.errors import ScorekeeperError
+from app.exchange.checkpoint import Checkpoint, find_checkpoint, write_checkpoint
+from app.exchange.label_batch import Batch, EmptyLabel, read_batch
+from app.exchange.label_files import Columns, LabelFile, LabelFormat, open_labels
+
+MAX_TRIES = 20
+"""Attempts for a batch that the server, or the way to it, does not take: over seven minutes."""
+
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
+"""Between two attempts; each is twice the one before, and no shorter than the server's Retry-After."""
+
+ASKS_FOR_PATIENCE = (429, 502, 503, 504)
+"""Statuses of the server, or of a proxy before it, after which a batch is sent again."""
+
+SHOWN_ROWS = 10
+"""Malformed rows shown before the import stops; the first few tell."""
+
+
+class LabelImportError(ScorekeeperError):
+    """The import cannot go on; the message says why, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelImport:
+    """What to send where; `malformed` takes the rows that cannot be sent, None: such a row stops the import."""
+
+    url: str
+    path: Path
+    file_format: LabelFormat
+    columns: Columns
+    empty_label: EmptyLabel
+    batch_rows: int
+    state: Path
+    restart: bool
+    malformed: Path | None
+
+
+async def run_import(plan: LabelImport, console: Console | None = None) -> int:
+    """Send all rows, from where an earlier run stopped; return 1 when some were rejected or malformed, else 0."""
+    console = console or Console()
+    done = find_checkpoint(plan.state, describe(plan), restart=plan.restart)
+    if done.is_finished:
+        console.print(f"{plan.path} has been imported already; --restart sends it once more, observed as before")
+    else:
+        async with httpx2.AsyncClient(base_url=plan.url, timeout=60) as client:
+            with open_labels(plan.path, plan.file_format, plan.columns) as file:
+                await check_live(client)
+                with open_malformed(plan.malformed, done) as malformed:
+                    await send_file(client, plan, file, done, malformed, console)
+    report(done, console)
+    return 1 if done.malformed or done.counts.get("rejected") else 0
+
+
+def describe(plan: LabelImport) -> str:
+    """Say what tells this import from others: where it goes, the file as it is now, and how it is read."""
+    try:
+        status = plan.path.stat()
+    except OSError as error:
+        raise LabelImportError(f"{plan.path} cannot be read: {error}") from error
+    about = (plan.url, status.st_size, status.st_mtime_ns, plan.file_format, plan.columns, plan.empty_label)
+    return msgspec.json.encode(about).decode()
+
+
+async def check_live(client: httpx2.AsyncClient) -> None:
+    """Find out at once, not after many tries, that nobody is there."""
+    try:
+        (await client.get("/health/live")).raise_for_status()
+    except httpx2.HTTPError as error:
+        raise LabelImportError(f"no Scorekeeper answers at {client.base_url}: {error}") from error
+
+
+@contextmanager
+def open_malformed(path: Path | None, done: Checkpoint) -> Iterator[IO[bytes] | None]:
+    """Open the file of malformed rows as it was at the checkpoint: a run that died may have written more."""
+    if path is None:
+        yield None
+        return
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise LabelImportError(f"{path} cannot be written: {error}") from error
+    with file:
+        file.truncate(min(done.malformed_bytes, file.tell()))
+        yield file
+
+
+async def send_file(
+    client: httpx2.AsyncClient,
+    plan: LabelImport,
+    file: LabelFile,
+    done: Checkpoint,
+    malformed: IO[bytes] | None,
+    console: Console,
+) -> None:
+    """Send what is left of the file, one batch after the other, so that at most one has to be sent again."""
+    if done.rows:
+        console.print(f"going on after {done.rows:,} rows, which an earlier run has sent")
+    rows = itertools.islice(file.rows, done.rows, None)
+    columns = (TextColumn("{task.description:<12}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("labels", total=file.total)
+        while some := list(itertools.islice(rows, plan.batch_rows)):
+            observed_at = done.began_at + timedelta(microseconds=done.rows)
+            batch = read_batch(some, plan.columns, plan.empty_label, observed_at)
+            put_aside(batch, malformed, done, plan.path)
+            counts = await send_batch(client, batch) if batch.lines else Counter[str]()
+            done.rows += len(some)
+            done.empty += batch.empty
+            done.counts = dict(Counter(done.counts) + counts)
+            write_checkpoint(plan.state, done)
+            bar.update(task, completed=file.read())
+        bar.update(task, completed=file.total)
+    done.is_finished = True
+    write_checkpoint(plan.state, done)
+
+
+def put_aside(batch: Batch, file: IO[bytes] | None, done: Checkpoint, path: Path) -> None:
+    """Write malformed rows to their file; without one, stop before anything of this batch is sent."""
+    if not batch.malformed:
+        return
+    if file is None:
+        shown = "".join(f"\n  {path.name} {row.place}: {fault}" for row, fault in batch.malformed[:SHOWN_ROWS])
+        more = f"\n  and {len(batch.malformed) - SHOWN_ROWS} more" if len(batch.malformed) > SHOWN_ROWS else ""
+        raise LabelImportError(
+            f"malformed rows; of these and what follows nothing is sent:{shown}{more}\n"
+            "correct them and run again with --restart, or put them aside with --skip-invalid FILE"
+        )
+    for row, fault in batch.malformed:
+        entry = {"place": row.place, "fault": fault, "row": row.values}
+        file.write(msgspec.json.encode(entry, enc_hook=str) + b"\n")
+    file.flush()
+    os.fsync(file.fileno())
+    done.malformed += len(batch.malformed)
+    done.malformed_bytes = file.tell()
+
+
+async def send_batch(client: httpx2.AsyncClient, batch: Batch) -> Counter[str]:
+    """Send one batch until it is taken; return how many labels had which outcome."""
+    body, pause, reason = b"\n".join(batch.lines), FIRST_PAUSE_SECONDS, ""
+    for _ in range(MAX_TRIES):
+        wait = pause
+        try:
+            answer = await client.post("/labels", content=body, headers={"Content-Type": "application/x-ndjson"})
+        except httpx2.TransportError as error:
+            reason = f"{type(error).__name__}: {error}"
+        else:
+            if answer.status_code == 200:
+                return Counter({outcome: count for outcome, count in answer.json().items() if outcome != "received"})
+            if answer.status_code not in ASKS_FOR_PATIENCE:
+                raise LabelImportError(explain_refusal(answer, batch))
+            reason = f"{answer.status_code} {answer.text[:300]}"
+            asked = answer.headers.get("retry-after", "")
+            wait = max(pause, float(asked) if asked.isdecimal() else 0.0)
+        await asyncio.sleep(wait)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+    raise LabelImportError(f"the server takes no labels, the same command goes on from here: {reason}")
+
+
+def explain_refusal(answer: httpx2.Response, batch: Batch) -> str:
+    """Say what the server does not accept, and in which row of the file."""
+    if answer.status_code == 413 or "batch_size" in answer.text:
+        return f"the server takes no {len(batch.lines):,} labels at once, try a smaller --batch: {answer.text[:300]}"
+    return f"the server refused the rows from {batch.places[0]} to {batch.places[-1]}: {answer.text[:300]}"
+
+
+def report(done: Checkpoint, console: Console) -> None:
+    """Print the counts, which add up to the rows."""
+    table = Table("", "rows")
+    table.columns[1].justify = "right"
+    for name, count in (
+        ("read", done.rows),
+        *done.counts.items(),
+        ("without a label, not sent", done.empty),
+        ("malformed, not sent", done.malformed),
+    ):
+        if count or name == "read":
+            table.add_row(name, f"{count:,}")
+    console.print(table)
+    if done.counts.get("pending"):
+        console.print("pending: applied when their prediction is stored, forgotten after 30 days")
+    if done.counts.get("rejected"):
+        console.print("rejected: the model of the prediction does not know the class; its spelling is in GET /models")

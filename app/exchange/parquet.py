@@ -1,0 +1,72 @@
+"""Read and write Parquet; the only module that imports pyarrow, which is an extra."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from app.errors import ScorekeeperError
+
+BATCH_ROWS = 5_000
+"""Rows in memory at once."""
+
+
+class ParquetError(ScorekeeperError):
+    """Parquet cannot be read or written here; the message says why."""
+
+
+def import_pyarrow() -> Any:
+    """Import pyarrow with its Parquet module."""
+    try:
+        import pyarrow as pa  # noqa: PLC0415  # an extra that takes a second to import
+        import pyarrow.parquet  # noqa: PLC0415
+    except ImportError as error:
+        raise ParquetError("Parquet needs pyarrow: pip install pyarrow, or use CSV") from error
+    return pa
+
+
+@contextmanager
+def open_parquet(path: Path) -> Iterator[Any]:
+    """Open a file for reading: a `pyarrow.parquet.ParquetFile`."""
+    pa = import_pyarrow()
+    try:
+        file = pa.parquet.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise ParquetError(f"{path} is no Parquet file: {error}") from error
+    with file:
+        yield file
+
+
+def read_rows(file: Any, columns: Sequence[str]) -> Iterator[dict[str, object]]:
+    """Yield the rows with these columns only; times in microseconds."""
+    pa = import_pyarrow()
+    for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns)):
+        yield from _round_times(pa, pa.Table.from_batches([batch])).to_pylist()
+
+
+def _round_times(pa: Any, table: Any) -> Any:
+    """Cast times finer than Python's to microseconds."""
+    types = [pa.timestamp("us", of.tz) if pa.types.is_timestamp(of) else of for of in table.schema.types]
+    return table.cast(pa.schema(list(zip(table.schema.names, types, strict=True))), safe=False)
+
+
+class ParquetWriter:
+    """Writes rows of columns that are given as name -> type: str, datetime or float; closed by `close`."""
+
+    def __init__(self, path: Path, columns: Mapping[str, type]) -> None:
+        pa = import_pyarrow()
+        types = {str: pa.string(), datetime: pa.timestamp("us", "UTC"), float: pa.float64()}
+        self._schema = pa.schema([(name, types[of]) for name, of in columns.items()])
+        self._writer = pa.parquet.ParquetWriter(path, self._schema)
+        self._table = pa.table
+
+    def write(self, rows: Sequence[Sequence[object]]) -> None:
+        """Write rows as one row group."""
+        values = zip(*rows, strict=True)
+        columns = dict(zip(self._schema.names, map(list, values), strict=True))
+        self._writer.write_table(self._table(columns, schema=self._schema))
+
+    def close(self) -> None:
+        """Write the end of the file."""
+        self._writer.close()
