@@ -12,13 +12,14 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from app import metrics
 from app.database.migrate import prepare_schema
-from app.database.pool import ConnectionFailure, check_server, describe_connection_error
-from app.errors import StartupError
+from app.database.pool import ConnectionFailure, borrow_connection, check_server, describe_connection_error
+from app.errors import StartupError, UnavailableError
 from app.prediction_log.partitions import make_partitions_ahead
 from app.prediction_log.queries import register_version
 from app.quality.queries import QualityResult, fetch_results
 from app.quality.scoring import STATES, refresh_results
 from app.serving.model import Model
+from app.serving.reloading import Reloader
 from app.settings import F1Average, QualityWindow
 from app.state import Lifecycle
 
@@ -29,6 +30,12 @@ PARTITION_INTERVAL = timedelta(hours=1)
 
 DATABASE_INTERVAL = timedelta(seconds=5)
 """Between two looks at a database that was away at the start, or whose schema is behind."""
+
+MODEL_INTERVAL = timedelta(seconds=2)
+"""Between two looks at MODEL_DIR; a new version is served after two of them."""
+
+REGISTER_SECONDS = 5.0
+"""For PostgreSQL to take a version; one that takes longer is served first and registered later."""
 
 STOP_SECONDS = 5.0
 """For a job that is under way when the server stops; then it is cancelled, and its transaction rolled back."""
@@ -47,44 +54,38 @@ class JobSettings:
 class Jobs:
     """The jobs of one replica, and what they work on."""
 
-    def __init__(
-        self, url: str, pool: asyncpg.Pool, models: Sequence[Model], lifecycle: Lifecycle, settings: JobSettings
-    ) -> None:
+    def __init__(self, url: str, pool: asyncpg.Pool, lifecycle: Lifecycle, settings: JobSettings) -> None:
         self._url = url
         self._pool = pool
-        self._models = models
         self._lifecycle = lifecycle
         self._settings = settings
 
     async def prepare_database(self) -> None:
-        """Bring the schema to head, make partitions, record the loaded versions. Raises StartupError with one line."""
+        """Bring the schema to head and make partitions. Raises StartupError with one line."""
         await check_server(self._url)
         try:
             schema = await prepare_schema(self._url, migrate=self._settings.migrate)
             if schema != "behind":
                 await make_partitions_ahead(self._pool, timeout=5)
-                await self._register_models()
         except ConnectionFailure as error:
             raise StartupError(describe_connection_error(self._url, error)) from error
         self._lifecycle.schema = schema
 
-    async def _register_models(self) -> None:
-        async with self._pool.acquire(timeout=5) as connection:
-            for model in self._models:
-                signature = model.signature
-                if not await register_version(
-                    connection,
-                    model.name,
-                    model.version,
-                    model.sha256,
-                    signature.classes,
-                    signature.positive_class,
-                    signature.feature_names,
-                ):
-                    raise StartupError(
-                        f"model {model.name} version {model.version} has been served with other classes: "
-                        "give this file a new version"
-                    )
+    async def register_model(self, model: Model) -> bool:
+        """Record a version; False: it is known with other classes; UnavailableError: PostgreSQL cannot be asked."""
+        if self._lifecycle.schema in (None, "behind"):
+            raise UnavailableError("the database is not prepared")
+        signature = model.signature
+        async with borrow_connection(self._pool) as connection, asyncio.timeout(REGISTER_SECONDS):
+            return await register_version(
+                connection,
+                model.name,
+                model.version,
+                model.sha256,
+                signature.classes,
+                signature.positive_class,
+                signature.feature_names,
+            )
 
     async def refresh_quality(self) -> None:
         """Compute the results unless another replica does, and export what is stored."""
@@ -122,7 +123,7 @@ class Jobs:
 
 
 @asynccontextmanager
-async def open_scheduler(jobs: Jobs, f1_interval: timedelta) -> AsyncIterator[None]:
+async def open_scheduler(jobs: Jobs, reloader: Reloader, f1_interval: timedelta) -> AsyncIterator[None]:
     """Run the jobs until exit: each at once, then every interval, never twice at a time."""
     scheduler = AsyncIOScheduler(timezone=UTC, job_defaults={"coalesce": True, "misfire_grace_time": None})
     running: set[asyncio.Task[None]] = set()
@@ -140,6 +141,7 @@ async def open_scheduler(jobs: Jobs, f1_interval: timedelta) -> AsyncIterator[No
         (jobs.refresh_quality, f1_interval),
         (jobs.make_partitions, PARTITION_INTERVAL),
         (jobs.watch_database, DATABASE_INTERVAL),
+        (reloader.look, MODEL_INTERVAL),
     ):
         seconds = interval.total_seconds()
         scheduler.add_job(run, "interval", args=(job,), seconds=seconds, next_run_time=datetime.now(UTC))

@@ -1,17 +1,14 @@
 """What the lifespan hands to the request handlers."""
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import asyncpg
 from starlette.types import Scope
 
 from app.database.migrate import SchemaState
 from app.prediction_log.log import PredictionLog
-from app.serving.batching import Batcher
-from app.serving.model import Model
+from app.serving.reloading import Reloader
 from app.serving.repository import ModelRepository
 from app.settings import Durability, F1Average, QualityWindow
 
@@ -34,7 +31,7 @@ class State:
 
     loop: asyncio.AbstractEventLoop
     repository: ModelRepository
-    batchers: Mapping[Model, Batcher[Any, Any]]
+    reloader: Reloader
     log: PredictionLog
     pool: asyncpg.Pool
     lifecycle: Lifecycle

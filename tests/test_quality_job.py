@@ -43,7 +43,7 @@ async def open_jobs(database_url: str, interval: float = 0) -> AsyncIterator[Job
     """The jobs of a replica of its own, which computes again after half the interval."""
     async with open_pool(database_url, 2) as pool:
         settings = JobSettings(migrate=True, windows=WINDOWS, f1_average=None, f1_interval=timedelta(seconds=interval))
-        yield Jobs(database_url, pool, [], Lifecycle(), settings)
+        yield Jobs(database_url, pool, Lifecycle(), settings)
 
 
 @pytest.fixture

@@ -1,8 +1,11 @@
 """One loaded model: float32 features in, probabilities and decisions out. The only module that knows onnxruntime."""
 
 import hashlib
+import os
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, assert_never
@@ -126,10 +129,30 @@ def _open_session(content: bytes) -> Any:
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
+    with _lay_down(content) as source:
+        try:
+            return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's errors share no class below this one
+            reason = _first_line(error).replace(str(source), "the file")
+            raise StartupError(f"onnxruntime cannot load it: {reason}") from error
+
+
+@contextmanager
+def _lay_down(content: bytes) -> Iterator[str | bytes]:
+    """Put the bytes into a file that is nowhere on disk, where the system can.
+
+    Bytes are parsed holding the interpreter lock, for 0.5 ms per MB, and kept as long as the session; a file is not.
+    """
+    if not hasattr(os, "memfd_create"):
+        yield content
+        return
+    descriptor = os.memfd_create("model.onnx")
     try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors share no class below this one
-        raise StartupError(f"onnxruntime cannot load it: {_first_line(error)}") from error
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 def _read_signature(session: Any, content: bytes) -> Signature:
