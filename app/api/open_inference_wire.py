@@ -11,10 +11,10 @@ from msgspec import UNSET, Meta, UnsetType
 from app.api.open_inference_tensors import MAX_RANK, NamedTensor, read_binary, read_json, write_binary
 from app.errors import BodyTooLargeError, MalformedBodyError, ScorekeeperError, UnsupportedMediaTypeError
 
-HEADER_LENGTH = b"inference-header-content-length"
+HEADER_LENGTH = "inference-header-content-length"
 """The header that says how many bytes of a body are JSON, when binary tensors follow."""
 
-WINDOW_BITS = {b"gzip": 31, b"deflate": 15}
+WINDOW_BITS = {"gzip": 31, "deflate": 15}
 """zlib's parameter for each content coding."""
 
 Parameters = dict[str, Any] | None
@@ -67,9 +67,9 @@ class InferRequest:
     """Whether outputs go in binary of which nothing else is said."""
 
 
-def decompress(body: bytes, coding: bytes, limit: int) -> bytes:
+def decompress(body: bytes, coding: str, limit: int) -> bytes:
     """Undo a Content-Encoding; raise 415 for one that is not known, 400, or 413 for what is longer than `limit`."""
-    if coding == b"identity":
+    if coding == "identity":
         return body
     if coding not in WINDOW_BITS:
         raise UnsupportedMediaTypeError("Content-Encoding must be gzip, deflate or identity")
@@ -77,17 +77,17 @@ def decompress(body: bytes, coding: bytes, limit: int) -> bytes:
     try:
         plain = decompressor.decompress(body, limit + 1)
     except zlib.error as error:
-        raise MalformedBodyError(f"the body is not {coding.decode()}") from error
+        raise MalformedBodyError(f"the body is not {coding}") from error
     if len(plain) > limit:
         raise BodyTooLargeError(f"the body has more than the {limit} bytes allowed when it is decompressed")
     if not decompressor.eof or decompressor.unused_data:
-        raise MalformedBodyError(f"the body is not {coding.decode()} from its first byte to its last")
+        raise MalformedBodyError(f"the body is not {coding} from its first byte to its last")
     return plain
 
 
-def read_header_length(value: bytes, size: int) -> int:
+def read_header_length(value: str, size: int) -> int:
     """Return how many of the body's `size` bytes are JSON; raise 400 when the header cannot say that."""
-    if not (value.isdigit() and len(value) <= 15 and int(value) <= size):
+    if not (value.isascii() and value.isdecimal() and len(value) <= 15 and int(value) <= size):
         raise MalformedBodyError(f"Inference-Header-Content-Length must be an integer up to the body's {size} bytes")
     return int(value)
 
