@@ -156,7 +156,9 @@ def test_start_is_refused_when_weights_are_in_another_file_though_it_is_there(
     monkeypatch.chdir(tmp_path)  # where onnxruntime looks unless told otherwise
     spelt = location.format(absolute=tmp_path / "weights.bin", directory=tmp_path.name)
 
-    assert "its weights are in another file: save it as one" in read_refusal(tmp_path / "models", build_external(place, spelt))
+    assert "its weights are in another file: save it as one" in read_refusal(
+        tmp_path / "models", build_external(place, spelt)
+    )
 
 
 LONG, NUL = "a" * 201, "a\0b"
