@@ -68,10 +68,23 @@ async def test_f1_of_the_exported_rows_is_that_of_quality(
     assert f1_score(labels, predictions, pos_label="1") == pytest.approx(result["f1"], abs=1e-12)
 
 
+def inputs(*names: str) -> list[dict[str, str]]:
+    """The inputs of a version whose features are all numbers."""
+    return [{"name": name, "type": "number"} for name in names]
+
+
 async def test_row_shows_everything_that_is_known(
     connection: asyncpg.Connection, database_url: str, tmp_path: Path
 ) -> None:
-    await register_version(connection, "car-loan", "1", "0" * 64, (0, 1), "1", ["car_value", "age"])
+    await register_version(
+        connection,
+        "car-loan",
+        "1",
+        "0" * 64,
+        (0, 1),
+        "1",
+        inputs("car_value", "age"),
+    )
     record = replace(make_record(NOON, external_id='a "quoted", key'), features={"car_value": 1.5, "age": None})
     await store(connection, record)
     observed_at, received_at = NOON + timedelta(hours=1, microseconds=1), NOON + timedelta(hours=2)
@@ -100,9 +113,9 @@ async def test_row_shows_everything_that_is_known(
 async def test_columns_are_those_of_any_version_when_versions_differ(
     connection: asyncpg.Connection, database_url: str, tmp_path: Path
 ) -> None:
-    await register_version(connection, "car-loan", "1", "0" * 64, (0, 1), "1", ["car_value"])
-    await register_version(connection, "pets", "1", "0" * 64, ("cat", "dog"), "dog", ["weight"])
-    await register_version(connection, "unused", "1", "0" * 64, (0, 1), "1", ["nothing"])
+    await register_version(connection, "car-loan", "1", "0" * 64, (0, 1), "1", inputs("car_value"))
+    await register_version(connection, "pets", "1", "0" * 64, ("cat", "dog"), "dog", inputs("weight"))
+    await register_version(connection, "unused", "1", "0" * 64, (0, 1), "1", inputs("nothing"))
     loan, pet = make_record(NOON), make_record(NOON + timedelta(minutes=1), model="pets", predicted="dog")
     await store(connection, loan, replace(pet, features={"weight": 4.0}))
 

@@ -15,6 +15,7 @@ from app.api.open_inference_tensors import NamedTensor
 from app.api.open_inference_wire import InferRequest
 from app.errors import MalformedBodyError
 from app.prediction_log.record import is_storable
+from app.serving.features import Value
 from app.serving.signature import Signature
 
 INTEGERS = frozenset(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))
@@ -48,7 +49,7 @@ class TensorSpec:
 
 def list_inputs(signature: Signature) -> list[TensorSpec]:
     """Return what the model takes, in the order of its features."""
-    return [TensorSpec(signature.input_name, "FP32", len(signature.feature_names), is_vector=False)]
+    return [TensorSpec(one.name, one.type.datatype, one.stop - one.start, one.is_vector) for one in signature.inputs]
 
 
 def list_outputs(signature: Signature) -> list[TensorSpec]:
@@ -63,7 +64,7 @@ def list_outputs(signature: Signature) -> list[TensorSpec]:
     return outputs if signature.label_output else outputs[::-1]
 
 
-def read_rows(request: InferRequest, signature: Signature, limit: int) -> list[list[float | None]]:
+def read_rows(request: InferRequest, signature: Signature, limit: int) -> list[list[Value]]:
     """Return the features of each row in the model's order; raise 400 or 422 for tensors that it does not take."""
     specs = list_inputs(signature)
     tensors = {tensor.name: tensor for tensor in request.inputs}

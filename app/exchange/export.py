@@ -95,7 +95,7 @@ async def run_export(export: Export, url: str, console: Console | None = None) -
 
 def name_columns(versions: Sequence[asyncpg.Record]) -> dict[str, type]:
     """Return the columns: the fixed ones, then every class and feature of any of the versions."""
-    features = [f"features.{name}" for row in versions for name in msgspec.json.decode(row["inputs"])]
+    features = [f"features.{one['name']}" for row in versions for one in msgspec.json.decode(row["inputs"])]
     names = [name for row in versions for name in name_probabilities(row)] + features
     return {**FIXED_COLUMNS, **dict.fromkeys(names, float)}
 
