@@ -1,4 +1,4 @@
-"""F1 from a confusion matrix: pure arithmetic, equal to scikit-learn's `f1_score` on the rows that were counted."""
+"""F1 and its kin from a confusion matrix: pure arithmetic, equal to scikit-learn on the rows that were counted."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,6 +10,11 @@ from app.settings import F1Average
 Confusion = Mapping[str, Mapping[str, int]]
 """Rows by label, then by predicted class: `confusion[label][predicted]`. Classes without rows may be absent."""
 
+Matrices = NDArray[np.float64] | NDArray[np.int64]
+"""Confusion matrices (..., n_classes, n_classes): row = label, column = predicted class. Rows need not be whole."""
+
+Array = NDArray[np.float64]
+
 
 def choose_average(asked: F1Average | None, classes: int) -> F1Average:
     """Return `asked`; when it is None, or binary where that cannot be, return binary for two classes, else macro."""
@@ -19,31 +24,52 @@ def choose_average(asked: F1Average | None, classes: int) -> F1Average:
 
 
 def compute_f1(confusion: Confusion, average: F1Average, positive_class: str | None) -> float | None:
-    """Return F1, None where it is undefined: no row, or for `binary` no positive row, labelled or predicted.
-
-    Per class F1 = 2 TP / (2 TP + FP + FN); `macro` is its mean over the classes that occur, `weighted` the mean by
-    number of labels, `micro` pools the counts, which for single-label rows is the accuracy (scikit-learn, f1_score).
-    """
+    """Return F1, None where it is undefined: no row, or for `binary` no positive row, labelled or predicted."""
     classes = sorted({*confusion, *(predicted for row in confusion.values() for predicted in row)})
-    matrix = confusion_matrix(confusion, classes)
-    hits = matrix.diagonal().astype(np.float64)
-    labelled, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
-    occurring = labelled + predicted > 0
-    if not occurring.any():
+    if average == "binary" and positive_class not in classes:
         return None
-    if average == "micro":
-        return float(hits.sum() / matrix.sum())
-    if average == "binary":
-        occurring &= np.array([name == positive_class for name in classes])
-        if not occurring.any():
-            return None
-    scores = 2 * hits[occurring] / (labelled + predicted)[occurring]
-    if average == "weighted":
-        return float(np.average(scores, weights=labelled[occurring]))
-    return float(scores.mean())
+    positive = None if positive_class not in classes else classes.index(positive_class)
+    f1 = float(average_f1(confusion_matrix(confusion, classes), average, positive))
+    return None if np.isnan(f1) else f1
 
 
 def confusion_matrix(confusion: Confusion, classes: Sequence[str]) -> NDArray[np.int64]:
     """Return counts (n_classes, n_classes): row = label, column = predicted class."""
     counts = [[confusion.get(label, {}).get(predicted, 0) for predicted in classes] for label in classes]
     return np.array(counts, dtype=np.int64).reshape(len(classes), len(classes))
+
+
+def average_f1(matrices: Matrices, average: F1Average, positive: int | None) -> Array:
+    """Return F1 (...), NaN where it is undefined.
+
+    Per class F1 = 2 TP / (2 TP + FP + FN); `macro` is its mean over the classes that occur, `weighted` the mean by
+    number of labels, `micro` pools the counts, which for single-label rows is the accuracy (scikit-learn, f1_score).
+    """
+    hits, labelled, predicted = count_classes(matrices)
+    return average_ratios(2 * hits, labelled + predicted, labelled, average, positive)
+
+
+def count_classes(matrices: Matrices) -> tuple[Array, Array, Array]:
+    """Return by class (..., n_classes): rows predicted rightly, rows labelled, rows predicted."""
+    counts = matrices.astype(np.float64)
+    return np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-1), counts.sum(axis=-2)
+
+
+def average_ratios(hits: Array, out_of: Array, labelled: Array, average: F1Average, positive: int | None) -> Array:
+    """Average hits / out_of over the classes (last axis) where it is defined; NaN where it is for none of them.
+
+    This is scikit-learn's `zero_division=nan`: a class with nothing to divide by does not count as 0.
+    """
+    if average == "micro":
+        hits, out_of = hits.sum(axis=-1, keepdims=True), out_of.sum(axis=-1, keepdims=True)
+    elif average == "binary":
+        assert positive is not None
+        hits, out_of = hits[..., [positive]], out_of[..., [positive]]
+    weights = (labelled if average == "weighted" else 1.0) * (out_of > 0)
+    return divide((divide(hits, out_of, 0) * weights).sum(axis=-1), weights.sum(axis=-1), np.nan)
+
+
+def divide(numerator: Array, denominator: Array, otherwise: float) -> Array:
+    """Divide where the denominator is not zero."""
+    filled = np.full(np.broadcast_shapes(numerator.shape, denominator.shape), otherwise, dtype=np.float64)
+    return np.divide(numerator, denominator, out=filled, where=denominator != 0)
