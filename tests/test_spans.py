@@ -1,6 +1,6 @@
 """Which buckets make up a window: none missing, none twice, few, and all of them kept."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
@@ -27,6 +27,12 @@ lengths = st.integers(1, 365 * 1440).map(lambda minutes: timedelta(minutes=minut
 )
 def test_window_starts_at_the_edge_of_a_bucket(length: timedelta, start: datetime) -> None:
     assert window_start(NOW, length) == start
+
+
+def test_window_starts_on_an_hour_of_utc_whatever_the_zone() -> None:
+    now = datetime(2024, 1, 2, 12, 10, tzinfo=timezone(timedelta(hours=5, minutes=45)))
+
+    assert window_start(now, timedelta(days=1)).isoformat() == "2024-01-01T06:00:00+00:00"
 
 
 @given(now=instants, length=lengths)

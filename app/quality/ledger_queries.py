@@ -112,13 +112,13 @@ FROM (
 GROUP BY 1, 2, 3
 """  # noqa: S608
 
-WHOLE_PERIOD = 86_400 * 365_000
-"""A bucket that holds all time."""
+LONGEST_SPAN = 2**31 - 1
+"""Buckets that are summed anyway may be as long as the parameter allows."""
 
 
 async def count_period(connection: Connection, since: datetime, until: datetime) -> list[asyncpg.Record]:
     """Count the rows with since <= created_at < until as `read_windows` does, from the rows themselves."""
-    return await connection.fetch(COUNT_PERIOD, since, until, WHOLE_PERIOD)
+    return await connection.fetch(COUNT_PERIOD, since, until, LONGEST_SPAN)
 
 
 FIND_DIFFERENCES = f"""

@@ -1,10 +1,12 @@
-"""The quality ledger: counts of the log and its labels, kept by triggers; retention.
+"""The quality ledger: counts of the log and its labels, kept by triggers; retention; results with bounds and history.
 
-The rows that are there already are counted too: writers wait meanwhile, about 2 s per million rows.
+The rows that are there already are counted too: writers wait meanwhile, about 2 s per million rows. The quality job of
+a replica that runs the release before this one fails until that replica is replaced; predictions and labels go on.
 """
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import postgresql as pg
 
 revision = "0002"
 down_revision = "0001"
@@ -161,6 +163,8 @@ def upgrade() -> None:
     op.execute(COUNT_WHAT_IS_THERE)
     op.execute(DROP_OLDEST_PARTITIONS.format(schema=schema))
     op.execute("REVOKE EXECUTE ON FUNCTION drop_oldest_prediction_partitions FROM PUBLIC")
+    op.drop_table("quality_result")
+    create_results()
 
 
 def create_ledger() -> None:
@@ -212,13 +216,66 @@ def make_cell_columns() -> tuple[sa.Column[object], ...]:
     )
 
 
+def create_results() -> None:
+    """Make the tables of the latest results, which every replica exports, and of their history."""
+    key = ("model_name", "model_version", "role", "window_name")
+    op.create_table(
+        "quality_result",
+        *(sa.Column(name, sa.Text, primary_key=True) for name in key),
+        sa.Column("computed_at", sa.TIMESTAMP(timezone=True), nullable=False),
+        sa.Column("since", sa.TIMESTAMP(timezone=True), nullable=False),
+        sa.Column("until", sa.TIMESTAMP(timezone=True), nullable=False),
+        sa.Column("label_delay_seconds", sa.Double, comment="mean from predictions to their labels"),
+        sa.Column("confusion", pg.JSONB, nullable=False, comment="{label: {predicted class: rows}}"),
+        sa.Column("measures", pg.JSONB, nullable=False, comment="state and numbers; null: undefined"),
+    )
+    op.create_table(
+        "quality_history",
+        sa.Column("minute", sa.TIMESTAMP(timezone=True), primary_key=True, comment="its last result is kept"),
+        *(sa.Column(name, sa.Text, primary_key=True) for name in key),
+        sa.Column("since", sa.TIMESTAMP(timezone=True), nullable=False),
+        sa.Column("until", sa.TIMESTAMP(timezone=True), nullable=False),
+        sa.Column("state", sa.Text, nullable=False),
+        sa.Column("predictions", sa.BigInteger, nullable=False),
+        sa.Column("labelled", sa.BigInteger, nullable=False),
+        *(sa.Column(name, sa.Double) for name in ("f1", "f1_lower", "f1_upper", "corrected_f1", "baseline_f1")),
+        *(sa.Column(name, sa.Double) for name in ("precision", "recall", "accuracy")),
+        comment="results over time: one a minute for a day, one an hour for 400 days",
+    )
+    op.create_table(
+        "quality_check",
+        sa.Column("minute", sa.TIMESTAMP(timezone=True), nullable=False, comment="the newest one that was checked"),
+        sa.Column("mismatch_rows", sa.BigInteger, nullable=False, comment="0: the ledger was right"),
+        comment="one row: the last check of the ledger against the rows",
+    )
+    op.execute("INSERT INTO quality_check VALUES ('epoch', 0)")
+
+
 def downgrade() -> None:
-    """Drop the ledger and the results."""
+    """Drop the ledger and the results; put back the table of results as it was, empty: the job fills it."""
     for table, name, *_ in TRIGGERS:
         op.execute(f"DROP TRIGGER {name} ON {table}")
     for function in ("count_predictions", "add_labels", "remove_labels", "drop_oldest_prediction_partitions"):
         op.execute(f"DROP FUNCTION {function}")
-    for table in ("quality_bucket", "quality_delta", "prediction_retention"):
+    for table in (
+        "quality_check",
+        "quality_history",
+        "quality_result",
+        "quality_bucket",
+        "quality_delta",
+        "prediction_retention",
+    ):
         op.drop_table(table)
     for function in ("score_bin", "score_billionths", "score_square_billionths", "label_delay"):
         op.execute(f"DROP FUNCTION {function}")
+    op.create_table(
+        "quality_result",
+        *(sa.Column(name, sa.Text, primary_key=True) for name in ("model_name", "model_version", "window_name")),
+        *(sa.Column(name, sa.TIMESTAMP(timezone=True), nullable=False) for name in ("computed_at", "since", "until")),
+        sa.Column("state", sa.Text, nullable=False),
+        sa.Column("average", sa.Text, nullable=False),
+        sa.Column("f1", sa.Double, comment="null unless the state is ok"),
+        sa.Column("predictions", sa.BigInteger, nullable=False),
+        sa.Column("labelled", sa.BigInteger, nullable=False),
+        sa.Column("confusion", pg.JSONB, nullable=False, comment="{label: {predicted class: rows}}"),
+    )
