@@ -4,10 +4,13 @@ import argparse
 import asyncio
 import math
 import sys
+from datetime import date
 from pathlib import Path
 from typing import TypeAlias
 
+from app.database.pool import open_database_url
 from app.errors import ScorekeeperError
+from app.quality_commands import check_ledger, rebuild_ledger
 from app.replay import Replay, run_replay
 from app.server import serve
 from app.settings import BUNDLED_DIR, Settings
@@ -36,6 +39,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     _add_serve(commands)
     _add_replay(commands)
     _add_spool(commands)
+    _add_quality(commands)
     return parser.parse_args(arguments)
 
 
@@ -91,6 +95,19 @@ def _add_spool(commands: Commands) -> None:
         parser.set_defaults(command=action)
 
 
+def _add_quality(commands: Commands) -> None:
+    quality = commands.add_parser("quality", help="compare the quality ledger with the log, or make it anew")
+    actions = quality.add_subparsers(required=True, metavar="ACTION")
+    for name, action, description in (
+        ("check", check_ledger, "Compare the ledger with the rows of the log; 1: they differ."),
+        ("rebuild", rebuild_ledger, "Make the ledger anew from the rows of the log, while servers go on."),
+    ):
+        parser = actions.add_parser(name, help=description, description=description)
+        parser.add_argument("--since", type=date.fromisoformat, default=date.min, help="first day, UTC (default: all)")
+        parser.add_argument("--until", type=date.fromisoformat, default=date.max, help="last day, UTC (default: all)")
+        parser.set_defaults(command=_quality, action=action)
+
+
 def _serve(options: argparse.Namespace) -> int:
     serve(options.host, options.port, access_log=options.access_log)
     return 0
@@ -119,6 +136,17 @@ def _verify_spool(options: argparse.Namespace) -> int:
 
 def _drain_spool(options: argparse.Namespace) -> int:
     return asyncio.run(drain_spool(_find_spool(options), Settings.from_env().database_url))
+
+
+def _quality(options: argparse.Namespace) -> int:
+    return asyncio.run(_run_quality(options))
+
+
+async def _run_quality(options: argparse.Namespace) -> int:
+    settings = Settings.from_env()
+    async with open_database_url(settings.database_url, settings.data_dir) as url:
+        status: int = await options.action(url, options.since, options.until)
+    return status
 
 
 def _find_spool(options: argparse.Namespace) -> Path:

@@ -172,4 +172,6 @@ QUALITY_LAST_SUCCESS = Gauge(
     "model_quality_last_success_timestamp_seconds", "When the exported quality results were computed, by any replica"
 )
 QUALITY_FAILURES = Counter("model_quality_failures_total", "Runs of the quality job that failed")
-PARTITION_FAILURES = Counter("prediction_log_partition_failures_total", "Failed runs of the job that makes partitions")
+PARTITION_FAILURES = Counter(
+    "prediction_log_partition_failures_total", "Failed runs of the job that makes and drops partitions"
+)

@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
-from app.quality.ledger import find_differences, fold_ledger
+from app.database.queries import Connection
+from app.quality.ledger import fold_ledger
 from app.quality.queries import read_clock
 
 Key = tuple[object, ...]
@@ -81,12 +82,7 @@ async def assert_exact(connection: asyncpg.Connection) -> None:
     assert await read_ledger(connection) == expected
 
 
-async def fold(connection: asyncpg.Connection) -> None:
+async def fold(connection: Connection) -> None:
     """Fold as the job does."""
     async with connection.transaction():
         await fold_ledger(connection, await read_clock(connection))
-
-
-async def count_differences(connection: asyncpg.Connection, since: datetime, until: datetime) -> int:
-    """Return in how many cells the ledger's own check finds the ledger and the rows to differ."""
-    return len(await find_differences(connection, since, until, datetime.now(UTC), timeout=10))

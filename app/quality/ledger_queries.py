@@ -8,35 +8,50 @@ import asyncpg
 from app.database.queries import Connection
 
 FOLD = """
-WITH noted AS (DELETE FROM quality_delta RETURNING *)
-INSERT INTO quality_bucket AS bucket (span, starts_at, model_name, model_version, role, score_bin, predicted_class,
-    label, rows, score_sum, score_square_sum, delay_sum)
-SELECT level.span, date_bin(make_interval(secs => level.span), minute, 'epoch'), model_name, model_version, role,
-    score_bin, predicted_class, label, sum(rows), sum(score_sum), sum(score_square_sum), sum(delay_sum)
-FROM (
-    SELECT minute, model_name, model_version, role, score_bin, predicted_class, label, sum(rows) AS rows,
-        sum(score_sum) AS score_sum, sum(score_square_sum) AS score_square_sum, sum(delay_sum) AS delay_sum
-    FROM noted GROUP BY 1, 2, 3, 4, 5, 6, 7
-) noted
-CROSS JOIN unnest($1::integer[], $2::timestamptz[]) AS level (span, kept_since)
-WHERE date_bin(make_interval(secs => level.span), minute, 'epoch') >= level.kept_since
-GROUP BY 1, 2, 3, 4, 5, 6, 7, 8
-HAVING (sum(rows), sum(score_sum), sum(score_square_sum), sum(delay_sum)) <> (0, 0, 0, 0)
-ON CONFLICT (span, starts_at, model_name, model_version, role, score_bin, predicted_class, label) DO UPDATE SET
-    rows = bucket.rows + excluded.rows, score_sum = bucket.score_sum + excluded.score_sum,
-    score_square_sum = bucket.score_square_sum + excluded.score_square_sum,
-    delay_sum = bucket.delay_sum + excluded.delay_sum
+WITH noted AS (
+    DELETE FROM quality_delta WHERE ctid = ANY (ARRAY(SELECT ctid FROM quality_delta LIMIT $3::integer)) RETURNING *
+), folded AS (
+    INSERT INTO quality_bucket AS bucket (span, starts_at, model_name, model_version, role, score_bin, predicted_class,
+        label, rows, score_sum, score_square_sum, delay_sum)
+    SELECT level.span, date_bin(make_interval(secs => level.span), minute, 'epoch'), model_name, model_version, role,
+        score_bin, predicted_class, label, sum(rows), sum(score_sum), sum(score_square_sum), sum(delay_sum)
+    FROM (
+        SELECT minute, model_name, model_version, role, score_bin, predicted_class, label, sum(rows) AS rows,
+            sum(score_sum) AS score_sum, sum(score_square_sum) AS score_square_sum, sum(delay_sum) AS delay_sum
+        FROM noted GROUP BY 1, 2, 3, 4, 5, 6, 7
+    ) noted
+    CROSS JOIN unnest($1::integer[], $2::timestamptz[]) AS level (span, kept_since)
+    WHERE date_bin(make_interval(secs => level.span), minute, 'epoch') >= level.kept_since
+    GROUP BY 1, 2, 3, 4, 5, 6, 7, 8
+    HAVING (sum(rows), sum(score_sum), sum(score_square_sum), sum(delay_sum)) <> (0, 0, 0, 0)
+    ON CONFLICT (span, starts_at, model_name, model_version, role, score_bin, predicted_class, label) DO UPDATE SET
+        rows = bucket.rows + excluded.rows, score_sum = bucket.score_sum + excluded.score_sum,
+        score_square_sum = bucket.score_square_sum + excluded.score_square_sum,
+        delay_sum = bucket.delay_sum + excluded.delay_sum
+)
+SELECT count(*) FROM noted
 """
 
 PRUNE = """
-DELETE FROM quality_bucket bucket USING unnest($1::integer[], $2::timestamptz[]) AS level (span, kept_since)
-WHERE bucket.span = level.span AND bucket.starts_at < level.kept_since
+DELETE FROM quality_bucket WHERE ctid = ANY (ARRAY(
+    SELECT old.ctid
+    FROM unnest($1::integer[], $2::timestamptz[]) AS level (span, kept_since)
+    CROSS JOIN LATERAL (
+        SELECT ctid FROM quality_bucket WHERE span = level.span AND starts_at < level.kept_since OFFSET 0
+    ) old
+))
 """
+"""OFFSET 0 keeps a range of the index per span: joined freely, every bucket would be read to find the few."""
 
 
-async def fold(connection: Connection, spans: Sequence[int], kept_since: Sequence[datetime]) -> None:
-    """Move what the triggers have noted into buckets of every span, and remove those that are not kept any longer."""
-    await connection.execute(FOLD, spans, kept_since)
+async def fold(connection: Connection, spans: Sequence[int], kept_since: Sequence[datetime], limit: int) -> int:
+    """Move up to `limit` changes that were noted into the buckets of every span; return how many there were."""
+    folded: int = await connection.fetchval(FOLD, spans, kept_since, limit)
+    return folded
+
+
+async def prune(connection: Connection, spans: Sequence[int], kept_since: Sequence[datetime]) -> None:
+    """Remove the buckets that are not kept any longer."""
     await connection.execute(PRUNE, spans, kept_since)
 
 
@@ -56,13 +71,14 @@ FROM (
         AS tile (position, span, since, until)
     CROSS JOIN LATERAL (
         SELECT * FROM quality_bucket
-        WHERE span = tile.span AND starts_at >= tile.since AND starts_at < tile.until
+        WHERE span = tile.span AND starts_at >= tile.since AND starts_at < tile.until OFFSET 0
     ) bucket
-    GROUP BY 1, 2, 3, 4, 5, 6, 7
+    GROUP BY tile.position, score_bin, predicted_class, label, model_name, model_version, role
     HAVING sum(rows) <> 0
 ) cell
 GROUP BY 1, 2, 3, 4
 """  # noqa: S608  # put together from constants
+"""The columns that differ most come first in GROUP BY: where PostgreSQL sorts, it compares few texts."""
 
 
 async def read_windows(
@@ -168,19 +184,16 @@ SELECT * FROM raw_cell
 """  # noqa: S608
 
 
-async def replace_ledger(connection: Connection, since: datetime, until: datetime, timeout: float) -> bool:
-    """Note the raw rows of a day in place of all that the ledger knows of it; False when retention has dropped them.
+async def lock_ledger(connection: Connection, timeout: float) -> None:
+    """Keep others from folding and from dropping rows until this transaction ends; writers go on."""
+    await connection.execute(LOCK_LEDGER, timeout=timeout)
 
-    Writers go on: what they commit after the snapshot stays noted beside what is noted here.
-    """
-    async with connection.transaction(isolation="repeatable_read"):
-        await connection.execute(LOCK_LEDGER, timeout=timeout)
-        if await read_dropped_before(connection) > since:
-            return False
-        await connection.execute(REMOVE_DELTAS, since, until, timeout=timeout)
-        await connection.execute(REMOVE_BUCKETS, since, until, timeout=timeout)
-        await connection.execute(NOTE_RAW_CELLS, since, until, 60, timeout=timeout)
-    return True
+
+async def replace_cells(connection: Connection, since: datetime, until: datetime, timeout: float) -> None:
+    """Note the raw rows of whole days in place of all that the ledger knows of them."""
+    await connection.execute(REMOVE_DELTAS, since, until, timeout=timeout)
+    await connection.execute(REMOVE_BUCKETS, since, until, timeout=timeout)
+    await connection.execute(NOTE_RAW_CELLS, since, until, 60, timeout=timeout)
 
 
 STORED_DAYS = """

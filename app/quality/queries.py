@@ -1,7 +1,7 @@
 """SQL of labels and of the quality job."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import asyncpg
@@ -187,6 +187,9 @@ async def read_clock(connection: Connection) -> datetime:
     now: datetime = await connection.fetchval(READ_CLOCK)
     return now
 
+
+LATEST = datetime(9999, 12, 31, tzinfo=UTC)
+"""Later ends of a period mean this one: there is room left for a millisecond more."""
 
 KNOWN_VERSIONS = "SELECT name, version, classes, positive_class FROM model_version ORDER BY name, version"
 

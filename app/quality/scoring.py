@@ -4,7 +4,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import asyncpg
 import msgspec
@@ -22,9 +22,6 @@ from app.quality.spans import kept_since, round_down, window_start
 from app.settings import F1Average, QualityWindow
 
 MINUTE = timedelta(minutes=1)
-
-LATEST = datetime(9999, 12, 31, tzinfo=UTC)
-"""Later ends of a period mean this one: there is room left for a millisecond more."""
 
 Version = tuple[str, str]
 """Name of a model, and of its version."""
@@ -100,7 +97,7 @@ async def score_period(
     connection: Connection, since: datetime, until: datetime, settings: QualitySettings
 ) -> list[QualityResult]:
     """Score every known version on its predictions with since <= created_at <= until, from the rows themselves."""
-    latest = min(until, LATEST)
+    latest = min(until, queries.LATEST)
     last_ms = latest.replace(microsecond=latest.microsecond // 1000 * 1000)
     rows = await count_period(connection, since, last_ms + timedelta(milliseconds=1))
     versions = await queries.fetch_versions(connection)
