@@ -31,7 +31,7 @@ WINDOWS = tuple(QualityWindow(f"{hours}h", timedelta(hours=hours)) for hours in 
 SETTINGS = QualitySettings(WINDOWS, average=None, min_labels=50, objective=None)
 DAY, WEEK = timedelta(days=1), timedelta(days=7)
 REFRESHES, BATCH_ROWS = 15, 1000
-STEPS = ("sweep", "fold", "sum", "score", "store")
+STEPS = ("sweep", "fold", "sum", "store")
 
 PREDICT = """
 INSERT INTO prediction_log (prediction_id, created_at, model_name, model_version, predicted_class, score, probabilities,
@@ -88,9 +88,7 @@ async def refresh(connection: asyncpg.Connection) -> dict[str, float]:
     async with connection.transaction():
         await take_time("fold", fold_ledger(connection, now))
     await take_time("sum", sum_windows(connection, starts, now))
-    results = await score_windows(connection, SETTINGS, set(), now)  # once more: its first run imports and compiles
-    await take_time("score", score_windows(connection, SETTINGS, set(), now))
-    seconds["score"] -= seconds["sum"]
+    results = await score_windows(connection, SETTINGS, set(), now)
     async with connection.transaction():
         await take_time("store", queries.store_results(connection, now, SETTINGS.window_names, results))
     return seconds
@@ -121,15 +119,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000])
     options = parser.parse_args()
     os.sched_setaffinity(0, {0})
-    heads = "predictions", *(f"{step} ms" for step in ("sweep", "fold", "sum", "store", "database", "measure", "scan"))
-    print("", *heads, "buckets", "", sep=" | ")
-    print("|---" * (len(heads) + 1) + "|")
+    heads = "predictions", *(f"{step} ms" for step in (*STEPS, "all", "scan")), "buckets"
+    print("|", " | ".join(heads), "|")
+    print("|---" * len(heads) + "|")
     for rows in options.rows:
         with database() as url:
             found = asyncio.run(measure(url, rows))
-        in_database = sum(found[step] for step in ("sweep", "fold", "sum", "store"))
-        columns = [found["sweep"], found["fold"], found["sum"], found["store"], in_database, found["score"]]
-        cells = " | ".join(f"{column:.1f}" for column in columns)
+        steps = [found[step] for step in STEPS]
+        cells = " | ".join(f"{taken:.1f}" for taken in (*steps, sum(steps)))
         print(f"| {rows:,} | {cells} | {found['scan']:,.0f} | {found['buckets']:,} |", flush=True)
 
 
