@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from app.api import labels, models, ops, predict, predictions, quality
+from app.api import labels, model_admin, models, ops, predict, predictions, quality
 from app.api.answer import make_batcher
 from app.api.middleware import RequestMiddleware
 from app.api.problem import render_error, render_http_exception
@@ -26,7 +26,10 @@ from app.logs import configure_logging
 from app.prediction_log.log import open_log
 from app.quality.scoring import QualitySettings
 from app.serving.batching import open_executor
-from app.serving.repository import load_repository
+from app.serving.loading import load_models
+from app.serving.pins import read_pins
+from app.serving.reloading import Reloader
+from app.serving.repository import ModelRepository
 from app.settings import Durability, Settings
 from app.state import Lifecycle, Scoreboard, State
 from app.tasks import stop_server
@@ -42,6 +45,7 @@ ROUTES = [
     Route("/quality/history", quality.get_history),
     Route("/models", models.list_models),
     Route("/models/{model}/versions/{version}", models.get_model),
+    *model_admin.ROUTES,
     Route("/health", ops.health),
     Route("/health/live", ops.live),
     Route("/health/ready", ops.ready),
@@ -60,7 +64,8 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, State]]:  # noqa: 
     """Open everything in the order of dependence; leaving closes it in reverse."""
     settings = Settings.from_env()
     configure_logging(settings.log_format)
-    repository = load_repository(settings.model_dir, settings.default_model)
+    loaded, pins_file = load_models(settings.model_dir, settings.default_model), settings.data_dir / "pins.json"
+    repository = ModelRepository(loaded.default_model, read_pins(pins_file))
     quality_settings = QualitySettings(
         settings.quality_windows, settings.f1_average, settings.min_labels, settings.f1_objective
     )
@@ -73,17 +78,24 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, State]]:  # noqa: 
         open_pool(url, LOG_CONNECTIONS) as log_pool,
     ):
         job_settings = JobSettings(settings.migrate_on_start, quality_settings, f1_interval, settings.retention_days)
-        jobs = Jobs(url, pool, repository.all(), lifecycle, scoreboard, job_settings)
+        jobs = Jobs(url, pool, repository, lifecycle, scoreboard, job_settings)
         await prepare_database(jobs, settings.durability)
         async with (
             open_log(log_pool, settings.durability, spool, settings.spool_max_bytes, stop_server) as log,
             open_executor() as executor,
-            open_scheduler(jobs, f1_interval),
         ):
+            reloader = Reloader(
+                settings.model_dir,
+                repository,
+                make_batcher=lambda model: make_batcher(model, log, executor),
+                register=jobs.register_model,
+                pins_file=pins_file,
+            )
+            await reloader.begin(loaded)
             state = State(
                 loop=asyncio.get_running_loop(),
                 repository=repository,
-                batchers={model: make_batcher(model, log, executor) for model in repository.all()},
+                reloader=reloader,
                 log=log,
                 pool=pool,
                 lifecycle=lifecycle,
@@ -93,9 +105,11 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, State]]:  # noqa: 
                 quality=quality_settings,
                 scoreboard=scoreboard,
             )
-            with stop_gently(lifecycle):
-                logger.info("ready: %d model(s), default %s", len(repository.all()), repository.default_model)
-                yield {"scorekeeper": state}
+            del loaded  # or the versions of the start could not leave memory
+            async with open_scheduler(jobs, reloader, f1_interval):
+                with stop_gently(lifecycle):
+                    logger.info("ready: %d model(s), default %s", len(repository.all()), repository.default_model)
+                    yield {"scorekeeper": state}
 
 
 async def prepare_database(jobs: Jobs, durability: Durability) -> None:

@@ -41,6 +41,12 @@ class NotFoundError(ScorekeeperError):
     status = 404
 
 
+class ConflictError(ScorekeeperError):
+    """What the request wants does not go with what is there."""
+
+    status = 409
+
+
 class BodyTooLargeError(ScorekeeperError):
     """The body is longer than the operator allows."""
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,14 +13,16 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from app import metrics
 from app.database.migrate import prepare_schema
-from app.database.pool import ConnectionFailure, check_server, describe_connection_error
-from app.errors import StartupError
+from app.database.pool import ConnectionFailure, borrow_connection, check_server, describe_connection_error
+from app.errors import StartupError, UnavailableError
 from app.prediction_log.partitions import drop_old_partitions, make_partitions_ahead
 from app.prediction_log.queries import register_version
 from app.quality.measures import QualityState
 from app.quality.queries import fetch_results, read_check
 from app.quality.scoring import QualitySettings, refresh_results
 from app.serving.model import Model
+from app.serving.reloading import Reloader
+from app.serving.repository import ModelRepository
 from app.state import Lifecycle, Scoreboard
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,12 @@ STATES = (*get_args(QualityState), "stale")
 
 STALE_INTERVALS = 4
 """Results that are older than so many intervals of the job say nothing of now: it fails, or no replica can run it."""
+
+MODEL_INTERVAL = timedelta(seconds=2)
+"""Between two looks at MODEL_DIR; a new version is served after two of them."""
+
+REGISTER_SECONDS = 5.0
+"""For PostgreSQL to take a version; one that takes longer is served first and registered later."""
 
 STOP_SECONDS = 5.0
 """For a job that is under way when the server stops; then it is cancelled, and its transaction rolled back."""
@@ -58,52 +66,49 @@ class Jobs:
         self,
         url: str,
         pool: asyncpg.Pool,
-        models: Sequence[Model],
+        repository: ModelRepository,
         lifecycle: Lifecycle,
         scoreboard: Scoreboard,
         settings: JobSettings,
     ) -> None:
         self._url = url
         self._pool = pool
-        self._models = models
+        self._repository = repository
         self._lifecycle = lifecycle
         self._scoreboard = scoreboard
         self._settings = settings
 
     async def prepare_database(self) -> None:
-        """Bring the schema to head, make partitions, record the loaded versions. Raises StartupError with one line."""
+        """Bring the schema to head and make partitions. Raises StartupError with one line."""
         await check_server(self._url)
         try:
             schema = await prepare_schema(self._url, migrate=self._settings.migrate)
             if schema != "behind":
                 await make_partitions_ahead(self._pool, timeout=5)
-                await self._register_models()
         except ConnectionFailure as error:
             raise StartupError(describe_connection_error(self._url, error)) from error
         self._lifecycle.schema = schema
 
-    async def _register_models(self) -> None:
-        async with self._pool.acquire(timeout=5) as connection:
-            for model in self._models:
-                signature = model.signature
-                if not await register_version(
-                    connection,
-                    model.name,
-                    model.version,
-                    model.sha256,
-                    signature.classes,
-                    signature.positive_class,
-                    signature.feature_names,
-                ):
-                    raise StartupError(
-                        f"model {model.name} version {model.version} has been served with other classes: "
-                        "give this file a new version"
-                    )
+    async def register_model(self, model: Model) -> bool:
+        """Record a version; False: it is known with other classes; UnavailableError: PostgreSQL cannot be asked."""
+        if self._lifecycle.schema in (None, "behind"):
+            raise UnavailableError("the database is not prepared")
+        signature = model.signature
+        async with borrow_connection(self._pool) as connection, asyncio.timeout(REGISTER_SECONDS):
+            return await register_version(
+                connection,
+                model.name,
+                model.version,
+                model.sha256,
+                signature.classes,
+                signature.positive_class,
+                signature.feature_names,
+            )
 
     async def refresh_quality(self) -> None:
         """Compute the results unless another replica does, and export what is stored, or was when it could be read."""
         try:
-            loaded = {(model.name, model.version) for model in self._models}
+            loaded = {(served.model.name, served.model.version) for served in self._repository.all()}
             await refresh_results(self._pool, self._settings.quality, loaded, self._settings.f1_interval / 2)
         except Exception:
             metrics.QUALITY_FAILURES.inc()
@@ -146,7 +151,7 @@ class Jobs:
 
 
 @asynccontextmanager
-async def open_scheduler(jobs: Jobs, f1_interval: timedelta) -> AsyncIterator[None]:
+async def open_scheduler(jobs: Jobs, reloader: Reloader, f1_interval: timedelta) -> AsyncIterator[None]:
     """Run the jobs until exit: each at once, then every interval, never twice at a time."""
     scheduler = AsyncIOScheduler(timezone=UTC, job_defaults={"coalesce": True, "misfire_grace_time": None})
     running: set[asyncio.Task[None]] = set()
@@ -164,6 +169,7 @@ async def open_scheduler(jobs: Jobs, f1_interval: timedelta) -> AsyncIterator[No
         (jobs.refresh_quality, f1_interval),
         (jobs.keep_partitions, PARTITION_INTERVAL),
         (jobs.watch_database, DATABASE_INTERVAL),
+        (reloader.look, MODEL_INTERVAL),
     ):
         seconds = interval.total_seconds()
         scheduler.add_job(run, "interval", args=(job,), seconds=seconds, next_run_time=datetime.now(UTC))

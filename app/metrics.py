@@ -99,6 +99,9 @@ PREDICTION_SCORES = BatchHistogram(
     edges=[round(0.05 * edge, 2) for edge in range(1, 21)],
 )
 MODEL_INFO = Gauge("model_info", "1 for each loaded model file", ["model", "model_version", "sha256"])
+MODEL_LOAD_FAILURES = Counter(
+    "model_load_failures_total", "Files of MODEL_DIR that were refused since the start, and looks that failed"
+)
 INFERENCE_SECONDS = Histogram(
     "inference_seconds",
     "Time of one run of a model, its answer read",

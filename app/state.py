@@ -1,10 +1,9 @@
 """What the lifespan hands to the request handlers."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 import asyncpg
 from starlette.types import Scope
@@ -13,8 +12,7 @@ from app.database.migrate import SchemaState
 from app.prediction_log.log import PredictionLog
 from app.quality.queries import QualityResult
 from app.quality.scoring import QualitySettings
-from app.serving.batching import Batcher
-from app.serving.model import Model
+from app.serving.reloading import Reloader
 from app.serving.repository import ModelRepository
 from app.settings import Durability
 
@@ -49,7 +47,7 @@ class State:
 
     loop: asyncio.AbstractEventLoop
     repository: ModelRepository
-    batchers: Mapping[Model, Batcher[Any, Any]]
+    reloader: Reloader
     log: PredictionLog
     pool: asyncpg.Pool
     lifecycle: Lifecycle

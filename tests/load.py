@@ -28,6 +28,7 @@ class Promise(NamedTuple):
 
     predicted_class: str
     score: float
+    model_version: str
 
 
 class Exchange(NamedTuple):
@@ -56,6 +57,7 @@ class _Said(msgspec.Struct):
     prediction_id: UUID
     prediction: int | str
     score: float
+    model_version: str
 
 
 class _Answer(msgspec.Struct):
@@ -68,6 +70,7 @@ class _Line(msgspec.Struct, array_like=True):
     prediction_id: UUID
     predicted_class: str
     score: float
+    model_version: str
 
 
 @asynccontextmanager
@@ -140,7 +143,7 @@ class _Client:
         else:
             said = msgspec.json.decode(content, type=_Answer).predictions
         assert len(said) == rows
-        promises = {one.prediction_id: Promise(str(one.prediction), one.score) for one in said}
+        promises = {one.prediction_id: Promise(str(one.prediction), one.score, one.model_version) for one in said}
         if self._file is not None:
             write_record(self._file, promises)
         self._answers.promised.update(promises)
@@ -162,7 +165,7 @@ def read_record(directory: Path) -> dict[UUID, Promise]:
     """Read back what the clients were promised."""
     decode = msgspec.json.Decoder(_Line).decode
     lines = [decode(line) for path in sorted(directory.iterdir()) for line in path.read_bytes().splitlines()]
-    return {line.prediction_id: Promise(line.predicted_class, line.score) for line in lines}
+    return {line.prediction_id: Promise(line.predicted_class, line.score, line.model_version) for line in lines}
 
 
 async def find_lost(url: str, answers: Answers) -> list[UUID]:
@@ -172,14 +175,17 @@ async def find_lost(url: str, answers: Answers) -> list[UUID]:
     return list_lost(answers.promised, rows)
 
 
+FETCH_PROMISED = "SELECT prediction_id, predicted_class, score, model_version FROM prediction_log"
+
+
 async def fetch_rows(url: str) -> list[tuple[UUID, Promise]]:
     """Fetch what is stored, as a client may have been promised it."""
     connection = await asyncpg.connect(url)
     try:
-        rows = await connection.fetch("SELECT prediction_id, predicted_class, score FROM prediction_log", timeout=30)
+        rows = await connection.fetch(FETCH_PROMISED, timeout=30)
     finally:
         await connection.close()
-    return [(row["prediction_id"], Promise(row["predicted_class"], row["score"])) for row in rows]
+    return [(row["prediction_id"], Promise(*list(row)[1:])) for row in rows]
 
 
 def list_lost(promised: Mapping[UUID, Promise], rows: Collection[tuple[UUID, Promise]]) -> list[UUID]:
@@ -189,4 +195,6 @@ def list_lost(promised: Mapping[UUID, Promise], rows: Collection[tuple[UUID, Pro
 
 
 def _is_same(stored: Promise | None, said: Promise) -> bool:
-    return stored is not None and stored[0] == said[0] and np.float32(stored[1]) == np.float32(said[1])
+    if stored is None or np.float32(stored.score) != np.float32(said.score):
+        return False
+    return (stored.predicted_class, stored.model_version) == (said.predicted_class, said.model_version)

@@ -4,7 +4,6 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -16,11 +15,11 @@ from app.serving.batching import (
     MAX_BATCH_ROWS,
     MAX_WAITING_ROWS,
     MAX_WAITING_SECONDS,
-    Batcher,
     OverloadedError,
     open_executor,
 )
 from app.serving.model import Float32, Model, Scores
+from tests.batchers import ScoringBatcher
 from tests.onnx_models import build_echo, build_fragile, build_slow
 
 LABELS = {"model": "metered", "model_version": "1"}
@@ -43,42 +42,6 @@ class WatchedModel(Model):
         self.started.set()
         assert self.gate.wait(timeout=10), "the run was held back too long"
         return super().score(features)
-
-
-@dataclass
-class ScoreJob:
-    """Rows to be scored, float32 (n, n_features), and their scores to come."""
-
-    features: Float32
-    answer: "asyncio.Future[Scores]"
-
-    @property
-    def rows(self) -> int:
-        return len(self.features)
-
-
-class ScoringBatcher:
-    """A batcher whose work is a run of a model, and whose answers are each request's rows of the scores."""
-
-    def __init__(self, model: Model, executor: ThreadPoolExecutor) -> None:
-        self._model = model
-        self._batcher = Batcher(self._work, model.predict_seconds, self._deliver, executor)
-
-    async def score(self, features: Float32) -> Scores:
-        job = ScoreJob(features, asyncio.get_running_loop().create_future())
-        self._batcher.submit(job)
-        return await job.answer
-
-    def _work(self, jobs: list[ScoreJob]) -> Scores:
-        return self._model.score(np.concatenate([job.features for job in jobs]))
-
-    async def _deliver(self, jobs: list[ScoreJob], scores: Scores) -> None:
-        start = 0
-        for job in jobs:
-            part = slice(start, start + job.rows)
-            start += job.rows
-            if not job.answer.done():
-                job.answer.set_result(Scores(scores.probabilities[part], scores.predicted[part], scores.scores[part]))
 
 
 @pytest.fixture

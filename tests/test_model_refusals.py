@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from app.errors import StartupError
-from app.serving.repository import load_repository
+from app.serving.loading import load_models
 from tests.onnx_models import (
     add_metadata,
     build_contrary,
@@ -34,7 +34,7 @@ def read_refusal(tmp_path: Path, content: bytes) -> str:
     """Start on this one file; return why it is refused, having checked that it is one line which names the file."""
     file = write_model(tmp_path, content)
     with pytest.raises(StartupError) as refusal:
-        load_repository(tmp_path, None)
+        load_models(tmp_path, None)
     line = str(refusal.value)
     assert line.startswith(f"{file}: ")
     assert line.isprintable()

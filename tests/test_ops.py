@@ -116,6 +116,10 @@ async def test_model_is_described_when_loaded(client: httpx2.AsyncClient) -> Non
     assert body == {
         "name": "car-loan",
         "version": "1",
+        "state": "serving",
+        "default": True,
+        "pinned": False,
+        "trouble": None,
         "sha256": hashlib.sha256(DEMO_FILE.read_bytes()).hexdigest(),
         "inputs": [{"name": name, "type": "float"} for name in NAMES],
         "missing_values": "refused",

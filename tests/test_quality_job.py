@@ -21,6 +21,7 @@ from app import metrics
 from app.database.pool import open_pool
 from app.jobs import Jobs, JobSettings
 from app.quality.scoring import QualitySettings
+from app.serving.repository import ModelRepository
 from app.settings import F1Average, QualityWindow
 from app.state import Lifecycle, Scoreboard
 from tests.conftest import OpenClient
@@ -45,7 +46,8 @@ async def open_jobs(database_url: str, interval: float = 0) -> AsyncIterator[Job
     async with open_pool(database_url, 2) as pool:
         quality = QualitySettings(WINDOWS, average=None, min_labels=50, objective=None)
         settings = JobSettings(migrate=True, quality=quality, f1_interval=timedelta(seconds=interval), retention_days=0)
-        yield Jobs(database_url, pool, [], Lifecycle(), Scoreboard(timedelta(minutes=1)), settings)
+        repository = ModelRepository("none", {})
+        yield Jobs(database_url, pool, repository, Lifecycle(), Scoreboard(timedelta(minutes=1)), settings)
 
 
 @pytest.fixture

@@ -8,6 +8,9 @@ from starlette.responses import Response
 
 from app.state import State, get_state
 
+MAX_DETAILS = 5
+"""Versions named by one reason; GET /models names all."""
+
 
 async def health(request: Request) -> Response:
     """Answer 200 with what is wrong, if anything; ready tells a load balancer, this tells a person."""
@@ -56,7 +59,22 @@ def find_troubles(state: State) -> list[dict[str, str]]:
         reasons.append({"code": "database_unprepared", "detail": "PostgreSQL has not been reached since the start"})
     if trouble := state.log.find_trouble():
         reasons.append({"code": trouble.code, "detail": trouble.detail})
-    return reasons
+    return reasons + find_model_troubles(state)
+
+
+def find_model_troubles(state: State) -> list[dict[str, str]]:
+    """List what is wrong with versions in MODEL_DIR, one reason for all versions with the same fault."""
+    details: dict[str, list[str]] = {}
+    for trouble in state.reloader.troubles.values():
+        detail = f"{trouble.name} version {trouble.version}: {trouble.detail}"
+        details.setdefault(trouble.code, []).append(detail)
+    return [{"code": code, "detail": sum_up(found)} for code, found in details.items()]
+
+
+def sum_up(details: list[str]) -> str:
+    """Join the first few of many details."""
+    more = f" (and {len(details) - MAX_DETAILS} more)" if len(details) > MAX_DETAILS else ""
+    return "; ".join(details[:MAX_DETAILS]) + more
 
 
 SCHEMA_BEHIND = {"code": "schema_behind", "detail": "the database schema is behind: run `alembic upgrade head`"}

@@ -15,7 +15,7 @@ from app.api.middleware import take_request_id
 from app.api.reply import AsgiChannel, Channel, Headers, Reply
 from app.errors import Fault, invalid
 from app.prediction_log.record import TEXT_LIMIT, is_storable
-from app.serving.model import Model
+from app.serving.repository import Served
 from app.state import State, get_state
 
 ExternalId = Annotated[str, Meta(max_length=TEXT_LIMIT)]
@@ -44,8 +44,8 @@ async def predict(scope: Scope, receive: Receive, send: Send) -> None:
         if len(body) < LARGE_BODY_BYTES:
             submit_rows(body, state, reply)
         else:  # what takes more than a millisecond is not done on the event loop
-            model, job = await asyncio.to_thread(read_job, body, state, reply)
-            state.batchers[model].submit(job)
+            served, job = await asyncio.to_thread(read_job, body, state, reply)
+            served.batcher.submit(job)
     except Exception as error:  # a bug among them, which is logged there
         reply.set_exception(error)
     await channel.send_answer(send)
@@ -63,18 +63,18 @@ def begin_predict(headers: Headers, body: bytes, state: State, channel: Channel)
 
 def submit_rows(body: bytes, state: State, reply: Reply) -> None:
     """Have the rows scored; the answer comes when the log has promised to store them."""
-    model, job = read_job(body, state, reply)
-    state.batchers[model].submit(job)  # -> answer.answer_batch -> log -> answer.deliver -> reply
+    served, job = read_job(body, state, reply)
+    served.batcher.submit(job)  # -> answer.answer_batch -> log -> answer.deliver -> reply
 
 
-def read_job(body: bytes, state: State, reply: Reply) -> tuple[Model, PredictJob]:
+def read_job(body: bytes, state: State, reply: Reply) -> tuple[Served, PredictJob]:
     """Decode and check the body: which model it asks for, and its rows in that model's order. Raises 400, 404, 422."""
     asked = decode_predict(body)
     rows = list_rows(asked, state.max_batch_rows)
-    model = state.repository.get(asked.model, None if asked.version is None else str(asked.version))
-    values = read_features(rows, model.signature, lambda: list_pointers(asked))
+    served = state.repository.get(asked.model, None if asked.version is None else str(asked.version))
+    values = read_features(rows, served.model.signature, lambda: list_pointers(asked))
     many = not isinstance(asked.instances, UnsetType)
-    return model, PredictJob(values, list_external_ids(asked), reply.request_id.decode(), many, reply)
+    return served, PredictJob(values, list_external_ids(asked), reply.request_id.decode(), many, reply)
 
 
 def decode_predict(body: bytes) -> PredictBody:

@@ -1,1 +1,1 @@
-"""Features to scores: models read from their files, the repository of names and versions, batching."""
+"""Features to scores: models read from their files, the repository of those that are served, reloading, batching."""

@@ -1,81 +1,102 @@
-"""The models of MODEL_DIR: `<name>/<version>/model.onnx`, looked up by name and version."""
+"""The models that take requests, looked up by name and version."""
 
-import logging
-import re
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from app import metrics
-from app.errors import NotFoundError, StartupError
+from app.errors import NotFoundError
+from app.serving.batching import Batcher
+from app.serving.loading import version_key
 from app.serving.model import Model
-
-logger = logging.getLogger(__name__)
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-"""What a model or version may be called: safe in a URL, a metric label and a directory."""
-
-LAYOUT = "<name>/<version>/model.onnx"
 
 
 class UnknownModelError(NotFoundError):
     """The request names a model or version that is not loaded."""
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model that takes requests, and what they go through. Whoever holds it may finish with it at any time."""
+
+    model: Model
+    batcher: Batcher[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """The served versions of one model in ascending order, and the one for requests that name none."""
+
+    served: dict[str, Served]
+    default: Served
+
+
 class ModelRepository:
-    """Every loaded model. `models` is {name: {version: model}}, versions in ascending order, the last the default."""
+    """Every served model. Changed on the event loop only, each time by one assignment, so that reading needs no lock.
 
-    def __init__(self, models: dict[str, dict[str, Model]], default_model: str) -> None:
-        self.models = models
+    The default version of a model is the pinned one when it is served, else the highest. A version that is withdrawn
+    leaves memory with the last request that has taken it out before.
+    """
+
+    def __init__(self, default_model: str, pins: Mapping[str, str]) -> None:
         self.default_model = default_model
+        self.pins = pins
+        self._models: Mapping[str, Versions] = {}
 
-    def get(self, name: str | None = None, version: str | None = None) -> Model:
-        """Return the model asked for: by default the default model's highest version."""
-        versions = self.models.get(self.default_model if name is None else name)
+    def get(self, name: str | None = None, version: str | None = None) -> Served:
+        """Return the model asked for: by default the default model's default version."""
+        versions = self._models.get(self.default_model if name is None else name)
         if versions is None:
-            raise UnknownModelError(f"no such model; loaded are {', '.join(self.models)}")
-        model = next(reversed(versions.values())) if version is None else versions.get(version)
-        if model is None:
-            raise UnknownModelError(f"no such version of this model; loaded are {', '.join(versions)}")
-        return model
+            raise UnknownModelError(f"no such model; loaded are {', '.join(self._models)}")
+        served = versions.default if version is None else versions.served.get(version)
+        if served is None:
+            raise UnknownModelError(f"no such version of this model; loaded are {', '.join(versions.served)}")
+        return served
 
-    def all(self) -> list[Model]:
+    def find(self, name: str, version: str) -> Served | None:
+        """Return a version, None when it is not served."""
+        return self._list_versions(name).get(version)
+
+    def all(self) -> list[Served]:
         """Return all models, by name, each name's versions in ascending order."""
-        return [model for versions in self.models.values() for model in versions.values()]
+        return [served for versions in self._models.values() for served in versions.served.values()]
 
+    def find_default(self, name: str) -> Served | None:
+        """Return the version for requests that name none, None when no version of this model is served."""
+        versions = self._models.get(name)
+        return None if versions is None else versions.default
 
-def load_repository(directory: Path, default_model: str | None) -> ModelRepository:
-    """Load and warm up every model below `directory`; raise StartupError with the file that is at fault."""
-    files = sorted(directory.glob("*/*/model.onnx"), key=lambda file: _version_key(file.parent.name))
-    if not files:
-        raise StartupError(f"MODEL_DIR is {str(directory)!r}, which has no {LAYOUT}")
-    models: dict[str, dict[str, Model]] = {name: {} for name in sorted({file.parent.parent.name for file in files})}
-    for file in files:
-        models[file.parent.parent.name][file.parent.name] = _load(file)
-    if default_model is None and len(models) > 1:
-        raise StartupError(f"DEFAULT_MODEL is not set and MODEL_DIR has several models, allowed is {_or(models)}")
-    if default_model is not None and default_model not in models:
-        raise StartupError(f"DEFAULT_MODEL is {default_model!r}, allowed is {_or(models)}")
-    return ModelRepository(models, default_model or next(iter(models)))
+    def is_last(self, served: Served) -> bool:
+        """Tell whether without this version the default model would be gone."""
+        name = served.model.name
+        return name == self.default_model and len(self._list_versions(name)) == 1
 
+    def publish(self, served: Served) -> None:
+        """Let a version take requests."""
+        model = served.model
+        self._arrange(model.name, {**self._list_versions(model.name), model.version: served})
+        metrics.MODEL_INFO.labels(model.name, model.version, model.sha256).set(1)
 
-def _load(file: Path) -> Model:
-    name, version = file.parent.parent.name, file.parent.name
-    if not NAME.fullmatch(name) or not NAME.fullmatch(version):
-        raise StartupError(f"{str(file)!r}: names and versions are letters, digits, '.', '_', '-', up to 100")
-    try:
-        model = Model(name, version, file.read_bytes())
-    except StartupError as error:
-        raise StartupError(f"{file}: {error}") from error
-    except OSError as error:
-        raise StartupError(f"{file}: cannot be read: {error.strerror}") from error
-    metrics.MODEL_INFO.labels(name, version, model.sha256).set(1)
-    logger.info("loaded model %s version %s (%d classes)", name, version, len(model.signature.classes))
-    return model
+    def withdraw(self, served: Served) -> None:
+        """Let a version take no more requests."""
+        model = served.model
+        versions = self._list_versions(model.name)
+        self._arrange(model.name, {name: one for name, one in versions.items() if one is not served})
+        metrics.MODEL_INFO.remove(model.name, model.version, model.sha256)
 
+    def pin(self, name: str, pins: Mapping[str, str]) -> None:
+        """Take over other pins, which differ for this model."""
+        self.pins = pins
+        self._arrange(name, self._list_versions(name))
 
-def _version_key(version: str) -> list[tuple[bool, int, str]]:
-    """Order versions, numbers as numbers: 9 before 10, 1.9 before 1.10."""
-    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"([0-9]+)", version)]
+    def _list_versions(self, name: str) -> dict[str, Served]:
+        versions = self._models.get(name)
+        return {} if versions is None else versions.served
 
-
-def _or(names: dict[str, dict[str, Model]]) -> str:
-    return " or ".join(names)
+    def _arrange(self, name: str, served: dict[str, Served]) -> None:
+        models = {other: versions for other, versions in self._models.items() if other != name}
+        if served:
+            ascending = {version: served[version] for version in sorted(served, key=version_key)}
+            pinned = ascending.get(self.pins.get(name, ""))
+            models[name] = Versions(ascending, pinned or next(reversed(ascending.values())))
+        self._models = {name: models[name] for name in sorted(models)}

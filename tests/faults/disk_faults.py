@@ -158,7 +158,7 @@ async def poison_in_spool(world: World) -> AsyncIterator[None]:
         file.write(encode_frame(b",".join([good[0], make_row(POISON), good[1]]), 3))
     for row in good:
         record = msgspec.json.decode(row, type=Record)
-        world.promise({record.prediction_id: Promise(record.predicted_class, record.score)})
+        world.promise({record.prediction_id: Promise(record.predicted_class, record.score, record.model_version)})
     await start_again(world)
     yield
 

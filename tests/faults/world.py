@@ -108,7 +108,7 @@ class World:
         self.answers.indeterminate -= 1
         said = response.json()
         key = UUID(said["prediction_id"])
-        self.promise({key: Promise(str(said["prediction"]), said["score"])})
+        self.promise({key: Promise(str(said["prediction"]), said["score"], said["model_version"])})
         return key
 
     def promise(self, promises: Mapping[UUID, Promise]) -> None:

@@ -1,0 +1,113 @@
+"""Model files: which lie in MODEL_DIR, `<name>/<version>/model.onnx`, and how one becomes a model."""
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from app.errors import StartupError
+from app.serving.model import Model
+
+logger = logging.getLogger(__name__)
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""What a model or version may be called: safe in a URL, a metric label and a directory."""
+
+LAYOUT = "<name>/<version>/model.onnx"
+
+Key = tuple[str, str]
+"""Name and version."""
+
+
+class Stamp(NamedTuple):
+    """What tells, without reading a file, that it is another one or has been written to."""
+
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What the start found in MODEL_DIR: models in ascending order of versions, and why the others are not usable."""
+
+    default_model: str
+    models: list[Model]
+    stamps: dict[Key, Stamp]
+    refusals: dict[Key, str]
+
+
+def load_models(directory: Path, default_model: str | None) -> Loaded:
+    """Load every usable model; raise StartupError when the default model has no usable version."""
+    stamps = find_files(directory)
+    if not stamps:
+        raise StartupError(f"MODEL_DIR is {str(directory)!r}, which has no {LAYOUT}")
+    default = _choose_default(sorted({name for name, _ in stamps}), default_model)
+    models: list[Model] = []
+    refusals: dict[Key, str] = {}
+    for name, version in stamps:
+        try:
+            models.append(load_model(name, version, locate(directory, name, version)))
+        except StartupError as error:
+            refusals[name, version] = str(error)
+    if not any(model.name == default for model in models):
+        reasons = [reason for (name, _), reason in refusals.items() if name == default]
+        more = f" (and {len(reasons) - 1} more of this model)" if len(reasons) > 1 else ""
+        raise StartupError(reasons[-1] + more)
+    for reason in refusals.values():
+        logger.error("not served: %s", reason)
+    return Loaded(default, models, stamps, refusals)
+
+
+def _choose_default(names: list[str], asked: str | None) -> str:
+    allowed = " or ".join(names)
+    if asked is None and len(names) > 1:
+        raise StartupError(f"DEFAULT_MODEL is not set and MODEL_DIR has several models, allowed is {allowed}")
+    if asked is not None and asked not in names:
+        raise StartupError(f"DEFAULT_MODEL is {asked!r}, allowed is {allowed}")
+    return asked or names[0]
+
+
+def find_files(directory: Path) -> dict[Key, Stamp]:
+    """Find the model files, by name, each name's versions in ascending order; what begins with a dot is passed over."""
+    stamps: dict[Key, Stamp] = {}
+    for file in directory.glob("[!.]*/[!.]*/model.onnx"):
+        stamp = read_stamp(file)
+        if stamp is not None:
+            stamps[file.parent.parent.name, file.parent.name] = stamp
+    return dict(sorted(stamps.items(), key=lambda item: (item[0][0], version_key(item[0][1]))))
+
+
+def locate(directory: Path, name: str, version: str) -> Path:
+    """Return the path of a version's file."""
+    return directory / name / version / "model.onnx"
+
+
+def read_stamp(file: Path) -> Stamp | None:
+    """Return the stamp of a file, None when there is no such file. Raises OSError when that cannot be told."""
+    try:
+        status = file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return Stamp(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def load_model(name: str, version: str, path: Path) -> Model:
+    """Read the file once, load it and warm it up; raise StartupError that names it. Blocks, for a large one long."""
+    if not NAME.fullmatch(name) or not NAME.fullmatch(version):
+        raise StartupError(f"{str(path)!r}: names and versions are letters, digits, '.', '_', '-', up to 100")
+    try:
+        model = Model(name, version, path.read_bytes())
+    except StartupError as error:
+        raise StartupError(f"{path}: {error}") from error
+    except OSError as error:
+        raise StartupError(f"{path}: cannot be read: {error.strerror}") from error
+    logger.info("loaded model %s version %s (%d classes)", name, version, len(model.signature.classes))
+    return model
+
+
+def version_key(version: str) -> list[tuple[bool, int, str]]:
+    """Order versions, numbers as numbers: 9 before 10, 1.9 before 1.10."""
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"([0-9]+)", version)]
