@@ -76,14 +76,14 @@ async def wait_for_default(server: Server, version: str) -> None:
         listed = (await get_json(server, "/models"))["models"]
         return [one["version"] for one in listed if one["default"]] == [version]
 
-    await wait_until(has_default, what=lambda: f"{version} is the default: {server.log.decode()}")
+    await wait_until(has_default, seconds=30, what=lambda: f"{version} is the default: {server.log.decode()}")
 
 
 async def wait_for_reasons(server: Server, *codes: str) -> None:
     async def has_reasons() -> bool:
         return [reason["code"] for reason in (await get_json(server, "/health"))["reasons"]] == list(codes)
 
-    await wait_until(has_reasons, what=lambda: f"/health shows {codes}: {server.log.decode()}")
+    await wait_until(has_reasons, seconds=30, what=lambda: f"/health shows {codes}: {server.log.decode()}")
 
 
 async def wait_for_answers(answers: Answers, more: int = 200) -> None:
@@ -93,7 +93,7 @@ async def wait_for_answers(answers: Answers, more: int = 200) -> None:
     async def has_answers() -> bool:
         return answers.seen.total() >= goal
 
-    await wait_until(has_answers)
+    await wait_until(has_answers, seconds=30)
 
 
 def count_versions(answers: Answers) -> Counter[str]:
@@ -308,3 +308,23 @@ async def test_unloaded_version_is_shown_as_such(open_client: OpenClient, models
     assert answer.status_code == 404
     assert health == {"status": "ok", "reasons": []}
     assert (again["state"], again["default"]) == ("serving", True)
+
+
+async def test_version_is_served_before_it_is_registered_when_the_database_is_stuck(
+    start_server: StartServer, models: Path, connection: asyncpg.Connection
+) -> None:
+    server = await start_server("a")
+
+    async with connection.transaction():
+        await connection.execute("LOCK TABLE model_version IN ACCESS EXCLUSIVE MODE")
+        put(models, "2")
+        await wait_for_default(server, "2")
+        answer = await post(server, "/predict", features=FEATURES)
+        registered = await connection.fetchval("SELECT count(*) FROM model_version")
+
+    async def is_registered() -> bool:
+        return bool(await connection.fetchval("SELECT count(*) = 2 FROM model_version"))
+
+    assert answer.json()["model_version"] == "2"
+    assert registered == 1
+    await wait_until(is_registered, seconds=30)
