@@ -5,7 +5,7 @@ import asyncio
 import math
 import sys
 from dataclasses import fields
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import TypeAlias, get_args
 
@@ -18,6 +18,7 @@ from app.exchange.label_import import LabelImport, run_import
 from app.model_commands import Packing, inspect_model, pack_model
 from app.quality.export_queries import ExportFilter
 from app.quality.queries import LATEST
+from app.quality_commands import check_ledger, rebuild_ledger
 from app.replay import Replay, run_replay
 from app.server import serve
 from app.settings import BUNDLED_DIR, Settings
@@ -49,6 +50,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     _add_labels(commands)
     _add_export(commands)
     _add_model(commands)
+    _add_quality(commands)
     return parser.parse_args(arguments)
 
 
@@ -170,6 +172,19 @@ def _add_model(commands: Commands) -> None:
     pack.set_defaults(command=_pack_model)
 
 
+def _add_quality(commands: Commands) -> None:
+    quality = commands.add_parser("quality", help="compare the quality ledger with the log, or make it anew")
+    actions = quality.add_subparsers(required=True, metavar="ACTION")
+    for name, action, description in (
+        ("check", check_ledger, "Compare the ledger with the rows of the log; 1: they differ."),
+        ("rebuild", rebuild_ledger, "Make the ledger anew from the rows of the log, while servers go on."),
+    ):
+        parser = actions.add_parser(name, help=description, description=description)
+        parser.add_argument("--since", type=date.fromisoformat, default=date.min, help="first day, UTC (default: all)")
+        parser.add_argument("--until", type=date.fromisoformat, default=date.max, help="last day, UTC (default: all)")
+        parser.set_defaults(command=_quality, action=action)
+
+
 def _serve(options: argparse.Namespace) -> int:
     serve(options.host, options.port, access_log=options.access_log)
     return 0
@@ -233,6 +248,17 @@ async def _run_export(export: Export) -> int:
     settings = Settings.from_env()
     async with open_database_url(settings.database_url, settings.data_dir) as url:
         return await run_export(export, url)
+
+
+def _quality(options: argparse.Namespace) -> int:
+    return asyncio.run(_run_quality(options))
+
+
+async def _run_quality(options: argparse.Namespace) -> int:
+    settings = Settings.from_env()
+    async with open_database_url(settings.database_url, settings.data_dir) as url:
+        status: int = await options.action(url, options.since, options.until)
+    return status
 
 
 def _find_spool(options: argparse.Namespace) -> Path:

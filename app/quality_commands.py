@@ -1,0 +1,78 @@
+"""`python -m app quality`: make the ledger anew from the rows of the log, or compare it with them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, date, datetime
+
+import asyncpg
+from rich.console import Console
+from rich.progress import track
+
+from app.database.migrate import read_schema_state
+from app.database.pool import check_server, open_pool
+from app.database.queries import Connection
+from app.errors import ScorekeeperError
+from app.quality.ledger import find_differences, rebuild_day
+from app.quality.ledger_queries import list_stored_days
+
+DAY_SECONDS = 3600.0
+"""For each statement about one day; ten million rows take about a minute."""
+
+SHOWN_DIFFERENCES = 50
+"""More than these tell nothing new."""
+
+
+class QualityCommandError(ScorekeeperError):
+    """The command cannot do what was asked; the message says why."""
+
+
+async def rebuild_ledger(url: str, since: date, until: date, console: Console | None = None) -> int:
+    """Make the ledger of these days (UTC) anew, a day a transaction, while servers go on; return 0."""
+    console = console or Console()
+    async with open_connection(url) as connection:
+        days = await find_days(connection, since, until)
+        made = 0
+        for day in track(days, description="rebuild", console=console, transient=True):
+            made += await rebuild_day(connection, day, DAY_SECONDS)
+    console.print(f"made the ledger of {made:,} days anew; days without rows in the log were left as they are")
+    return 0
+
+
+async def check_ledger(url: str, since: date, until: date, console: Console | None = None) -> int:
+    """Compare the ledger of these days (UTC) with the rows, and print differences; return 1 when there are any."""
+    console = console or Console()
+    found = 0
+    async with open_connection(url) as connection:
+        days = await find_days(connection, since, until)
+        for day in track(days, description="check", console=console, transient=True):
+            for span, row in await find_differences(connection, day, datetime.now(UTC), DAY_SECONDS):
+                found += 1
+                if found <= SHOWN_DIFFERENCES:
+                    console.print(describe_difference(span, row), soft_wrap=True, markup=False)
+    console.print(f"{len(days):,} days compared, {found:,} cells differ" + (", mend: quality rebuild" if found else ""))
+    return 1 if found else 0
+
+
+async def find_days(connection: Connection, since: date, until: date) -> list[date]:
+    """Return the days from `since` to `until` whose rows are all in the log."""
+    return [day for day in await list_stored_days(connection) if since <= day <= until]
+
+
+def describe_difference(span: int, row: asyncpg.Record) -> str:
+    """Say which cell differs, and by how much the ledger has too many, or too few."""
+    label = "every row" if row["label"] is None else f"label {row['label']!r}"
+    return (
+        f"{row['starts_at']:%Y-%m-%d %H:%M} + {span} s, {row['model_name']} {row['model_version']} {row['role']}, "
+        f"bin {row['score_bin']}, predicted {row['predicted_class']!r}, {label}: {row['rows']:+d} rows, "
+        f"sums {row['score_sum']:+d}, {row['score_square_sum']:+d}, {row['delay_sum']:+d}"
+    )
+
+
+@asynccontextmanager
+async def open_connection(url: str) -> AsyncIterator[Connection]:
+    """Connect; raise QualityCommandError when the schema is not this release's."""
+    await check_server(url)
+    async with open_pool(url, max_size=1) as pool, pool.acquire(timeout=10) as connection:
+        if await read_schema_state(connection) == "behind":
+            raise QualityCommandError("the database schema is behind: run `alembic upgrade head`")
+        yield connection
