@@ -21,13 +21,14 @@ from app.api.middleware import RequestMiddleware
 from app.api.problem import render_error, render_http_exception
 from app.database.pool import DatabaseUnreachableError, open_database_url, open_pool
 from app.errors import ScorekeeperError, StartupError
-from app.jobs import Jobs, JobSettings, open_scheduler
+from app.jobs import STALE_INTERVALS, Jobs, JobSettings, open_scheduler
 from app.logs import configure_logging
 from app.prediction_log.log import open_log
+from app.quality.scoring import QualitySettings
 from app.serving.batching import open_executor
 from app.serving.repository import load_repository
 from app.settings import Durability, Settings
-from app.state import Lifecycle, State
+from app.state import Lifecycle, Scoreboard, State
 from app.tasks import stop_server
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ ROUTES = [
     Route("/predictions", predictions.list_predictions),
     Route("/predictions/{prediction_id}", predictions.get_prediction),
     Route("/quality", quality.get_quality),
+    Route("/quality/history", quality.get_history),
     Route("/models", models.list_models),
     Route("/models/{model}/versions/{version}", models.get_model),
     Route("/health", ops.health),
@@ -59,17 +61,19 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, State]]:  # noqa: 
     settings = Settings.from_env()
     configure_logging(settings.log_format)
     repository = load_repository(settings.model_dir, settings.default_model)
-    windows, f1_average = settings.quality_windows, settings.f1_average
+    quality_settings = QualitySettings(
+        settings.quality_windows, settings.f1_average, settings.min_labels, settings.f1_objective
+    )
     f1_interval = timedelta(seconds=settings.f1_interval_seconds)
-    lifecycle = Lifecycle()
+    lifecycle, scoreboard = Lifecycle(), Scoreboard(max(STALE_INTERVALS * f1_interval, timedelta(minutes=1)))
     spool = settings.data_dir / "spool"
     async with (
         open_database_url(settings.database_url, settings.data_dir) as url,
         open_pool(url, REQUEST_CONNECTIONS) as pool,
         open_pool(url, LOG_CONNECTIONS) as log_pool,
     ):
-        job_settings = JobSettings(settings.migrate_on_start, windows, f1_average, f1_interval)
-        jobs = Jobs(url, pool, repository.all(), lifecycle, job_settings)
+        job_settings = JobSettings(settings.migrate_on_start, quality_settings, f1_interval, settings.retention_days)
+        jobs = Jobs(url, pool, repository.all(), lifecycle, scoreboard, job_settings)
         await prepare_database(jobs, settings.durability)
         async with (
             open_log(log_pool, settings.durability, spool, settings.spool_max_bytes, stop_server) as log,
@@ -86,8 +90,8 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, State]]:  # noqa: 
                 durability=settings.durability,
                 max_body_bytes=settings.max_body_bytes,
                 max_batch_rows=settings.max_batch_rows,
-                windows=windows,
-                f1_average=f1_average,
+                quality=quality_settings,
+                scoreboard=scoreboard,
             )
             with stop_gently(lifecycle):
                 logger.info("ready: %d model(s), default %s", len(repository.all()), repository.default_model)

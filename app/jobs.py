@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import get_args
 
 import asyncpg
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -14,13 +15,13 @@ from app import metrics
 from app.database.migrate import prepare_schema
 from app.database.pool import ConnectionFailure, check_server, describe_connection_error
 from app.errors import StartupError
-from app.prediction_log.partitions import make_partitions_ahead
+from app.prediction_log.partitions import drop_old_partitions, make_partitions_ahead
 from app.prediction_log.queries import register_version
-from app.quality.queries import QualityResult, fetch_results
-from app.quality.scoring import STATES, refresh_results
+from app.quality.measures import QualityState
+from app.quality.queries import fetch_results, read_check
+from app.quality.scoring import QualitySettings, refresh_results
 from app.serving.model import Model
-from app.settings import F1Average, QualityWindow
-from app.state import Lifecycle
+from app.state import Lifecycle, Scoreboard
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,12 @@ PARTITION_INTERVAL = timedelta(hours=1)
 
 DATABASE_INTERVAL = timedelta(seconds=5)
 """Between two looks at a database that was away at the start, or whose schema is behind."""
+
+STATES = (*get_args(QualityState), "stale")
+"""Values of the state metric's label."""
+
+STALE_INTERVALS = 4
+"""Results that are older than so many intervals of the job say nothing of now: it fails, or no replica can run it."""
 
 STOP_SECONDS = 5.0
 """For a job that is under way when the server stops; then it is cancelled, and its transaction rolled back."""
@@ -39,21 +46,28 @@ class JobSettings:
     """What the operator has chosen for the jobs."""
 
     migrate: bool
-    windows: tuple[QualityWindow, ...]
-    f1_average: F1Average | None
+    quality: QualitySettings
     f1_interval: timedelta
+    retention_days: int
 
 
 class Jobs:
     """The jobs of one replica, and what they work on."""
 
     def __init__(
-        self, url: str, pool: asyncpg.Pool, models: Sequence[Model], lifecycle: Lifecycle, settings: JobSettings
+        self,
+        url: str,
+        pool: asyncpg.Pool,
+        models: Sequence[Model],
+        lifecycle: Lifecycle,
+        scoreboard: Scoreboard,
+        settings: JobSettings,
     ) -> None:
         self._url = url
         self._pool = pool
         self._models = models
         self._lifecycle = lifecycle
+        self._scoreboard = scoreboard
         self._settings = settings
 
     async def prepare_database(self) -> None:
@@ -87,26 +101,36 @@ class Jobs:
                     )
 
     async def refresh_quality(self) -> None:
-        """Compute the results unless another replica does, and export what is stored."""
+        """Compute the results unless another replica does, and export what is stored, or was when it could be read."""
         try:
-            settings = self._settings
-            await refresh_results(self._pool, settings.windows, settings.f1_average, settings.f1_interval / 2)
-            async with self._pool.acquire(timeout=5) as connection:
-                export_results(await fetch_results(connection, [window.name for window in settings.windows]))
+            loaded = {(model.name, model.version) for model in self._models}
+            await refresh_results(self._pool, self._settings.quality, loaded, self._settings.f1_interval / 2)
         except Exception:
             metrics.QUALITY_FAILURES.inc()
             logger.exception("the quality job failed")
+        try:
+            await self._read_results()
+        except Exception:
+            metrics.QUALITY_FAILURES.inc()
+            logger.exception("the quality results could not be read; the last known ones stay")
+        export_results(self._scoreboard, self._settings.quality.objective)
 
-    async def make_partitions(self) -> None:
-        """Keep partitions ahead of the clock; the log makes a missing one itself when it comes to that."""
+    async def _read_results(self) -> None:
+        async with self._pool.acquire(timeout=5) as connection:
+            self._scoreboard.results = await fetch_results(connection, self._settings.quality.window_names)
+            _, metrics.LEDGER_MISMATCH.value = await read_check(connection)
+
+    async def keep_partitions(self) -> None:
+        """Make partitions ahead of the clock and drop old ones; the log makes a missing one itself."""
         try:
             made = await make_partitions_ahead(self._pool, timeout=5)
+            dropped = await drop_old_partitions(self._pool, self._settings.retention_days, timeout=5)
         except Exception:
             metrics.PARTITION_FAILURES.inc()
-            logger.exception("partitions could not be made ahead")
+            logger.exception("partitions could not be made ahead, or old ones not dropped")
         else:
-            if made:
-                logger.info("made %d partitions", made)
+            if made or dropped:
+                logger.info("made %d partitions, dropped %d", made, dropped)
 
     async def watch_database(self) -> None:
         """Prepare a database that was away at the start, or that somebody else has to migrate."""
@@ -138,7 +162,7 @@ async def open_scheduler(jobs: Jobs, f1_interval: timedelta) -> AsyncIterator[No
 
     for job, interval in (
         (jobs.refresh_quality, f1_interval),
-        (jobs.make_partitions, PARTITION_INTERVAL),
+        (jobs.keep_partitions, PARTITION_INTERVAL),
         (jobs.watch_database, DATABASE_INTERVAL),
     ):
         seconds = interval.total_seconds()
@@ -153,18 +177,21 @@ async def open_scheduler(jobs: Jobs, f1_interval: timedelta) -> AsyncIterator[No
         scheduler.shutdown(wait=False)
 
 
-def export_results(results: Sequence[QualityResult]) -> None:
-    """Show stored results in the gauges; a result without F1 has no sample, its state says why."""
-    for gauge in (metrics.MODEL_F1, metrics.MODEL_LABELLED, metrics.MODEL_COVERAGE, metrics.MODEL_QUALITY_STATE):
+def export_results(scoreboard: Scoreboard, objective: float | None) -> None:
+    """Show the results of the role `live` in the gauges; what is undefined has no sample, the state says why."""
+    for gauge in (*metrics.MODEL_MEASURES.values(), metrics.MODEL_QUALITY_STATE):
         gauge.clear()
-    for result in results:
+    metrics.MODEL_F1_OBJECTIVE.value = objective
+    now = datetime.now(UTC)
+    for result in scoreboard.results:
+        if result.role != "live":
+            continue
         names = (result.model_name, result.model_version, result.window_name)
-        if result.f1 is not None:
-            metrics.MODEL_F1.labels(*names).set(result.f1)
-        metrics.MODEL_LABELLED.labels(*names).set(result.labelled)
-        if result.predictions:
-            metrics.MODEL_COVERAGE.labels(*names).set(result.labelled / result.predictions)
+        for measure, gauge in metrics.MODEL_MEASURES.items():
+            value = getattr(result.measures, measure)
+            if value is not None:
+                gauge.labels(*names).set(value)
         for state in STATES:
-            metrics.MODEL_QUALITY_STATE.labels(*names, state).set(state == result.state)
-    if results:
-        metrics.QUALITY_LAST_SUCCESS.set(max(result.computed_at for result in results).timestamp())
+            metrics.MODEL_QUALITY_STATE.labels(*names, state).set(state == scoreboard.find_state(result, now))
+    if scoreboard.results:
+        metrics.QUALITY_LAST_SUCCESS.set(max(result.computed_at for result in scoreboard.results).timestamp())

@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
-from prometheus_client.metrics_core import HistogramMetricFamily
+from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 
@@ -52,6 +52,19 @@ class BatchHistogram(Collector):
 
     def _make_counts(self) -> NDArray[np.int64]:
         return np.zeros(len(self._edges) + 1, dtype=np.int64)
+
+
+class OptionalGauge(Collector):
+    """A gauge that has no sample until it has a value, where prometheus_client's own says 0."""
+
+    def __init__(self, name: str, documentation: str) -> None:
+        self._describe = (name, documentation)
+        self.value: float | None = None
+        REGISTRY.register(self)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yield the sample, for Prometheus."""
+        yield GaugeMetricFamily(*self._describe, value=self.value)
 
 
 HTTP_REQUESTS = Counter("http_requests_total", "Answers by method, route and status", ["method", "route", "status"])
@@ -132,13 +145,28 @@ LABEL_DELAY = Histogram(
 )
 
 QUALITY_LABELS = ["model", "model_version", "window"]
-MODEL_F1 = Gauge(
-    "model_f1_score", "F1 over the labelled predictions of the window; no sample: undefined", QUALITY_LABELS
-)
-MODEL_LABELLED = Gauge("model_labelled_predictions", "Predictions of the window that have a label", QUALITY_LABELS)
-MODEL_COVERAGE = Gauge("model_label_coverage_ratio", "Labelled share of the window's predictions", QUALITY_LABELS)
+MODEL_MEASURES = {
+    measure: Gauge(name, f"{documentation}; no sample: undefined", QUALITY_LABELS)
+    for measure, name, documentation in (
+        ("f1", "model_f1_score", "F1 over the labelled predictions of the window"),
+        ("f1_lower", "model_f1_score_lower_bound", "Lower end of the 95 % interval of F1"),
+        ("f1_upper", "model_f1_score_upper_bound", "Upper end of the 95 % interval of F1"),
+        ("corrected_f1", "model_f1_score_corrected", "F1 with labels weighted to stand for all predictions"),
+        ("precision", "model_precision", "Share of correct ones among predictions of a class"),
+        ("recall", "model_recall", "Share of found ones among labels of a class"),
+        ("accuracy", "model_accuracy", "Share of labelled predictions that were right"),
+        ("baseline_f1", "model_baseline_f1_score", "F1 of always predicting one class"),
+        ("coverage", "model_label_coverage_ratio", "Labelled share of the window's predictions"),
+        ("labelled", "model_labelled_predictions", "Predictions of the window that have a label"),
+    )
+}
+"""By the name of what they show in `app.quality.measures.Measures`."""
 MODEL_QUALITY_STATE = Gauge(
     "model_quality_state", "1 for the state that holds, 0 for the others", [*QUALITY_LABELS, "state"]
+)
+MODEL_F1_OBJECTIVE = OptionalGauge("model_f1_objective", "F1_OBJECTIVE; no sample: it is not set")
+LEDGER_MISMATCH = OptionalGauge(
+    "model_quality_ledger_mismatch_rows", "Rows by which the ledger was wrong when it was last checked, 0: exact"
 )
 QUALITY_LAST_SUCCESS = Gauge(
     "model_quality_last_success_timestamp_seconds", "When the exported quality results were computed, by any replica"

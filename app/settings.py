@@ -45,6 +45,9 @@ class Settings:
     f1_interval_seconds: float
     quality_windows: tuple[QualityWindow, ...]
     f1_average: F1Average | None
+    f1_objective: float | None
+    min_labels: int
+    retention_days: int
     max_body_bytes: int
     max_batch_rows: int
     log_format: LogFormat
@@ -84,6 +87,11 @@ class Settings:
             ),
             f1_average=read(
                 "F1_AVERAGE", "", _one_of(*get_args(F1Average), None), "binary, macro, micro, weighted or nothing"
+            ),
+            f1_objective=read("F1_OBJECTIVE", "", _between_or_none(0.0, 1.0), "a number from 0 to 1 or nothing"),
+            min_labels=read("MIN_LABELS", "50", _between(1, 1_000_000, int), "a number of labels from 1 to 1000000"),
+            retention_days=read(
+                "RETENTION_DAYS", "0", _between(0, 36_500, int), "a number of days from 1 to 36500, or 0 to keep all"
             ),
             max_body_bytes=read(
                 "MAX_BODY_BYTES", str(8 * 1024**2), _between(1024, 1024**3, int), "a number of bytes from 1024 to 1 GiB"
@@ -137,6 +145,12 @@ def _between(low: Number, high: Number, number: Callable[[str], Number]) -> Call
         return value
 
     return parse
+
+
+def _between_or_none(low: float, high: float) -> Callable[[str], float | None]:
+    """Parse a number, or None from an empty text."""
+    parse = _between(low, high, float)
+    return lambda text: parse(text) if text else None
 
 
 def _one_of(*choices: T) -> Callable[[str], T]:

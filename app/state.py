@@ -1,8 +1,9 @@
 """What the lifespan hands to the request handlers."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -10,10 +11,12 @@ from starlette.types import Scope
 
 from app.database.migrate import SchemaState
 from app.prediction_log.log import PredictionLog
+from app.quality.queries import QualityResult
+from app.quality.scoring import QualitySettings
 from app.serving.batching import Batcher
 from app.serving.model import Model
 from app.serving.repository import ModelRepository
-from app.settings import Durability, F1Average, QualityWindow
+from app.settings import Durability
 
 
 @dataclass(slots=True)
@@ -23,6 +26,18 @@ class Lifecycle:
     stopping: bool = False
     schema: SchemaState | None = None
     """None: PostgreSQL has not been reached since the start."""
+
+
+@dataclass(slots=True)
+class Scoreboard:
+    """The latest results that this replica has read: what it shows, also while the database is away."""
+
+    stale_after: timedelta
+    results: Sequence[QualityResult] = ()
+
+    def find_state(self, result: QualityResult, now: datetime) -> str:
+        """Return the result's state, `stale` when it is too old to say anything of now."""
+        return "stale" if now - result.computed_at > self.stale_after else result.measures.state
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +56,8 @@ class State:
     durability: Durability
     max_body_bytes: int
     max_batch_rows: int
-    windows: tuple[QualityWindow, ...]
-    f1_average: F1Average | None
+    quality: QualitySettings
+    scoreboard: Scoreboard
 
 
 def get_state(scope: Scope) -> State:

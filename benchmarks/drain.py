@@ -1,13 +1,16 @@
 """Rows per second from the spool into PostgreSQL after an outage: `python benchmarks/drain.py`.
 
 A spool is filled as a busy server fills it, 32 rows a group; then a shipper, on the first core, brings it into an empty
-database with the full schema, PostgreSQL on the second core. Also printed: how the process's memory grew meanwhile.
+database, PostgreSQL on the second core: with the full schema, and without the trigger that keeps the quality ledger, in
+turn. Also printed: the medians, and how the process's memory grew meanwhile.
 """
 
 import argparse
 import asyncio
 import os
+import random
 import resource
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -25,29 +28,31 @@ NAMES = ("car_value", "debt_to_income_ratio", "loan_length", "driver_tenure", "s
 
 
 async def fill(log: PredictionLog, rows: int) -> None:
-    """Append `rows` rows in groups while PostgreSQL is away."""
+    """Append `rows` rows in groups while PostgreSQL is away; scores are as mixed as a calibrated model's."""
+    chance = random.Random(0)
     for _ in range(rows // GROUP_ROWS):
         clock_ms = read_clock_ms()
+        scores = [chance.betavariate(0.7, 0.7) for _ in range(GROUP_ROWS)]
         records = [
             Record(
                 prediction_id=prediction_id,
                 created_at=time_from_ms(clock_ms),
                 model_name="car-loan",
                 model_version="1",
-                predicted_class="1",
-                score=0.9312298893928528,
-                probabilities=[0.0687701106071472, 0.9312298893928528],
+                predicted_class="1" if score >= 0.5 else "0",
+                score=score,
+                probabilities=[1 - score, score],
                 features=dict(zip(NAMES, (12638.0, 0.4879263073, 21.0, 4.2246275, 10.0), strict=True)),
                 external_id=None,
                 request_id="e19c8b226956e1e1000000000000035f",
             )
-            for prediction_id in make_prediction_ids(clock_ms, GROUP_ROWS)
+            for prediction_id, score in zip(make_prediction_ids(clock_ms, GROUP_ROWS), scores, strict=True)
         ]
         await log.store(encode_records(records))
 
 
-async def measure(url: str, directory: Path, rows: int) -> None:
-    """Fill, then drain, then print."""
+async def measure(url: str, directory: Path, rows: int, *, ledger: bool) -> float:
+    """Fill, then drain, then print; return rows per second."""
     nowhere = "postgresql://nobody@127.0.0.1:1/none"
     async with open_pool(nowhere, 1) as pool, open_log(pool, "os", directory, 1 << 40, print) as log:
         await fill(log, rows)
@@ -55,6 +60,8 @@ async def measure(url: str, directory: Path, rows: int) -> None:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     async with open_pool(url, 2) as pool:
         await make_partitions_ahead(pool, timeout=10)
+        if not ledger:
+            await pool.execute("DROP TRIGGER count_predictions ON prediction_log")
         started = time.monotonic()
         cpu = time.process_time()
         async with open_log(pool, "os", directory, 1 << 40, print) as log:
@@ -64,18 +71,25 @@ async def measure(url: str, directory: Path, rows: int) -> None:
         used = time.process_time() - cpu
         stored = await pool.fetchval("SELECT count(*) FROM prediction_log")
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
+    print("with the ledger: " if ledger else "without it: ", end="")
     print(f"{stored:,} of {rows:,} rows in {seconds:.1f} s: {stored / seconds:,.0f} rows/s, ", end="")
     print(f"{used / stored * 1e6:.1f} us of the shipper's CPU per row, memory grew by {grown / 1024:.0f} MiB")
+    return float(stored / seconds)
 
 
 def main() -> None:
-    """Measure once; the order of magnitude is the point, and the database is new each time."""
+    """Measure both in turn; the database is new each time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=320_000)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     os.sched_setaffinity(0, {0})
-    with database() as url, tempfile.TemporaryDirectory() as directory:
-        asyncio.run(measure(url, Path(directory), options.rows))
+    found: dict[bool, list[float]] = {True: [], False: []}
+    for ledger in (True, False) * options.rounds:
+        with database() as url, tempfile.TemporaryDirectory() as directory:
+            found[ledger].append(asyncio.run(measure(url, Path(directory), options.rows, ledger=ledger)))
+    medians = [statistics.median(found[ledger]) for ledger in (True, False)]
+    print("median: {:,.0f} rows/s with the ledger, {:,.0f} without".format(*medians))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ def make_record(
     role: str = "live",
     prediction_id: UUID | None = None,
     model: str = MODEL,
+    score: float = 0.75,
 ) -> Record:
     """Make a row predicted `at`, by default now; `prediction_id` overrides the random one of that instant."""
     clock_ms = round_ms(at or datetime.now(UTC))
@@ -32,8 +33,8 @@ def make_record(
         model_name=model,
         model_version=VERSION,
         predicted_class=predicted,
-        score=0.75,
-        probabilities=[0.25, 0.75],
+        score=score,
+        probabilities=[1 - score, score],
         features={"car_value": 1.5},
         external_id=external_id,
         request_id="test",

@@ -1,7 +1,6 @@
-"""F1 against scikit-learn on the same rows, and the edges of windows."""
+"""F1 against scikit-learn on the same rows."""
 
 from collections import Counter
-from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
@@ -9,7 +8,6 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
 from app.quality.f1 import Confusion, choose_average, compute_f1, confusion_matrix
-from app.quality.scoring import window_start
 from app.settings import F1Average
 
 Cells = dict[tuple[str, str], int]
@@ -120,45 +118,3 @@ def test_confusion_matrix_has_labels_as_rows() -> None:
 )
 def test_average_is_what_was_asked_where_it_can_be(asked: F1Average | None, classes: int, chosen: F1Average) -> None:
     assert choose_average(asked, classes) == chosen
-
-
-def at(hour: int, minute: int, second: int = 0, microsecond: int = 0, *, day: int = 2) -> datetime:
-    return datetime(2024, 1, day, hour, minute, second, microsecond, UTC)
-
-
-@pytest.mark.parametrize(
-    ("now", "hours", "since"),
-    [
-        (at(12, 34, 56, 789_000), 1, at(11, 34)),
-        (at(12, 34), 1, at(11, 34)),
-        (at(12, 34, 0, 1_000), 1, at(11, 34)),
-        (at(12, 33, 59, 999_999), 1, at(11, 33)),
-        (at(12, 34, 56), 6, at(6, 34)),
-        (at(12, 34, 56), 7, at(5, 0)),
-        (at(12, 0), 24, at(12, 0, day=1)),
-        (at(11, 59, 59, 999_999), 24, at(11, 0, day=1)),
-    ],
-)
-def test_window_starts_on_the_edge_of_a_minute_or_hour(now: datetime, hours: int, since: datetime) -> None:
-    assert window_start(now, timedelta(hours=hours)) == since
-
-
-def test_window_starts_on_an_hour_of_utc_whatever_the_zone() -> None:
-    now = datetime(2024, 1, 2, 12, 10, tzinfo=timezone(timedelta(hours=5, minutes=45)))
-
-    since = window_start(now, timedelta(days=1))
-
-    assert since.isoformat() == "2024-01-01T06:00:00+00:00"
-
-
-@given(
-    now=st.datetimes(datetime(2020, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001
-    minutes=st.integers(1, 525_600),
-)
-def test_window_is_at_least_its_length_and_under_a_bucket_longer(now: datetime, minutes: int) -> None:
-    length = timedelta(minutes=minutes)
-    bucket = timedelta(minutes=1) if length <= timedelta(hours=6) else timedelta(hours=1)
-
-    spare = now - length - window_start(now, length)
-
-    assert timedelta(0) <= spare < bucket

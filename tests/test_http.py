@@ -215,9 +215,10 @@ async def test_routes_in_metrics_are_templates_when_paths_are_made_up(refusing: 
         ("prediction_log", "POST", "/labels"),
         ("prediction_label", "GET", "/predictions"),
         ("prediction_label_history", "GET", "/predictions/{}"),
-        ("quality_result", "GET", "/quality"),
+        ("prediction_label", "GET", "/quality?since=2024-05-01T00:00:00Z&until=2024-05-02T00:00:00Z"),
+        ("quality_history", "GET", "/quality/history?model=car-loan&version=1&window=1h"),
     ],
-    ids=["predict", "labels", "predictions", "prediction", "quality"],
+    ids=["predict", "labels", "predictions", "prediction", "quality", "history"],
 )
 async def test_the_answer_is_503_with_retry_after_when_postgresql_fails(
     client: httpx2.AsyncClient, connection: asyncpg.Connection, table: str, method: str, path: str

@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY
 from app.database.pool import open_pool
 from app.quality.labels import Outcome, sweep_pending, take_labels
 from app.quality.queries import fetch_history
-from app.quality.scoring import refresh_results
+from app.quality.scoring import QualitySettings, refresh_results
 from app.settings import QualityWindow
 from tests.processes import wait_until
 from tests.records import count_rows, make_label, make_record, register_demo, store
@@ -183,10 +183,12 @@ async def test_labels_of_the_job_are_counted_only_if_they_are_committed(
     await store(connection, record)
     await connection.execute("ALTER TABLE quality_result ADD CHECK (window_name = 'none of ours')")
     before = count_new_labels()
+    windows = (QualityWindow("1h", timedelta(hours=1)),)
+    settings = QualitySettings(windows, average=None, min_labels=1, objective=None)
 
     async with open_pool(database_url, 1) as pool:
         with pytest.raises(asyncpg.CheckViolationError):
-            await refresh_results(pool, [QualityWindow("1h", timedelta(hours=1))], None, timedelta(0))
+            await refresh_results(pool, settings, {("car-loan", "1")}, timedelta(0))
 
     assert count_new_labels() - before == await count_rows(connection, "prediction_label")
 

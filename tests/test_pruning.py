@@ -11,7 +11,8 @@ import pytest
 import pytest_asyncio
 
 from app.prediction_log.queries import SELECT_BY_ID, SELECT_PAGE
-from app.quality.queries import COUNT_CONFUSION, FETCH_HISTORY, FIND_BY_ID, UPSERT_LABELS, upsert_labels
+from app.quality.ledger_queries import COUNT_PERIOD, FIND_DIFFERENCES
+from app.quality.queries import FETCH_HISTORY, FIND_BY_ID, UPSERT_LABELS, upsert_labels
 from tests.conftest import execute, with_database
 from tests.records import make_record, register_demo, store
 
@@ -145,11 +146,12 @@ async def test_labels_are_written_without_a_read_of_any_table(month: asyncpg.Con
 
 
 @PLANS
-async def test_count_of_a_window_reads_its_days(month: asyncpg.Connection, plan_mode: str) -> None:
+@pytest.mark.parametrize("statement", [COUNT_PERIOD, FIND_DIFFERENCES], ids=["count", "compare"])
+async def test_count_of_a_period_reads_its_days(month: asyncpg.Connection, plan_mode: str, statement: str) -> None:
     since, until = FIRST_DAY + timedelta(days=9, hours=6), FIRST_DAY + timedelta(days=11, hours=6)
 
     read = await find_partitions_read(
-        month, plan_mode, COUNT_CONFUSION, "timestamptz, timestamptz", f"'{since}', '{until}'"
+        month, plan_mode, statement, "timestamptz, timestamptz, integer", f"'{since}', '{until}', 60"
     )
 
     assert read == [f"{table}_202405{day}" for table in ("prediction_label", "prediction_log") for day in (10, 11, 12)]

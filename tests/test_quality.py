@@ -1,6 +1,7 @@
 """Which rows a window counts, and which state it is in; the job's results on real rows."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -9,17 +10,21 @@ import httpx2
 import pytest
 
 from app.database.pool import open_pool
+from app.jobs import STATES
 from app.prediction_log.record import Record
 from app.quality.labels import take_labels
 from app.quality.queries import fetch_results
-from app.quality.scoring import STATES, refresh_results, score_period
+from app.quality.scoring import QualitySettings, refresh_results, score_period
 from app.settings import QualityWindow
+from tests.conftest import OpenClient
 from tests.exposition import Samples, read_samples
 from tests.processes import wait_until
 from tests.records import make_label, make_record, register_demo, round_ms, store
 
 SINCE = datetime(2024, 5, 1, 11, 30, tzinfo=UTC)
 UNTIL = datetime(2024, 5, 1, 12, 30, 17, 123_000, tzinfo=UTC)
+
+SETTINGS = QualitySettings((QualityWindow("1h", timedelta(hours=1)),), average=None, min_labels=1, objective=None)
 
 MILLISECOND = timedelta(milliseconds=1)
 
@@ -54,18 +59,18 @@ async def test_period_counts_a_row_at_its_edge(
     await register_demo(connection)
     await label_rows(connection, (make_record_with_bits(at, bits), "1"))
 
-    [result] = await score_period(connection, "period", SINCE, UNTIL, None)
+    [result] = await score_period(connection, SINCE, UNTIL, SETTINGS)
 
-    assert (result.predictions, result.labelled) == (counted, counted)
+    assert (result.measures.predictions, result.measures.labelled) == (counted, counted)
 
 
 async def test_period_leaves_out_a_row_that_is_less_than_a_millisecond_late(connection: asyncpg.Connection) -> None:
     await register_demo(connection)
     await store(connection, make_record(UNTIL + MILLISECOND))
 
-    [result] = await score_period(connection, "period", SINCE, UNTIL + MILLISECOND / 2, None)
+    [result] = await score_period(connection, SINCE, UNTIL + MILLISECOND / 2, SETTINGS)
 
-    assert result.predictions == 0
+    assert result.measures.predictions == 0
 
 
 async def test_period_counts_rows_of_several_days(connection: asyncpg.Connection) -> None:
@@ -73,9 +78,9 @@ async def test_period_counts_rows_of_several_days(connection: asyncpg.Connection
     await register_demo(connection)
     await label_rows(connection, *((make_record(day), "1") for day in days))
 
-    [result] = await score_period(connection, "period", days[-2], SINCE, None)
+    [result] = await score_period(connection, days[-2], SINCE, SETTINGS)
 
-    assert (result.predictions, result.labelled, result.f1) == (4, 4, 1)
+    assert (result.measures.predictions, result.measures.labelled, result.measures.f1) == (4, 4, 1)
 
 
 async def test_window_counts_rows_from_the_start_of_its_first_minute(
@@ -87,33 +92,34 @@ async def test_window_counts_rows_from_the_start_of_its_first_minute(
     await register_demo(connection)
     await store(connection, *records, make_record(now + timedelta(hours=1)))
 
-    await refresh_results(pool, [QualityWindow("1h", timedelta(hours=1))], None, timedelta(0))
+    await refresh_results(pool, SETTINGS, set(), timedelta(0))
 
     [result] = await fetch_results(connection, ["1h"])
     assert result.since in edges
     assert timedelta(hours=1) <= result.until - result.since < timedelta(hours=1, minutes=1)
-    assert result.predictions == sum(record.created_at >= result.since for record in records)
+    assert result.measures.predictions == sum(record.created_at >= result.since for record in records)
 
 
 async def test_label_counts_in_the_window_of_its_prediction(pool: asyncpg.Pool, connection: asyncpg.Connection) -> None:
-    windows = [QualityWindow("1h", timedelta(hours=1)), QualityWindow("24h", timedelta(hours=24))]
+    windows = (QualityWindow("1h", timedelta(hours=1)), QualityWindow("24h", timedelta(hours=24)))
     await register_demo(connection)
     await label_rows(connection, (make_record(datetime.now(UTC) - timedelta(hours=3)), "1"))
 
-    await refresh_results(pool, windows, None, timedelta(0))
+    await refresh_results(pool, replace(SETTINGS, windows=windows), set(), timedelta(0))
 
     short, long = await fetch_results(connection, ["1h", "24h"])
-    assert (short.state, short.f1) == ("no_predictions", None)
-    assert (long.state, long.f1) == ("ok", 1)
+    assert (short.measures.state, short.measures.f1) == ("no_predictions", None)
+    assert (long.measures.state, long.measures.f1) == ("one_class", 1)
 
 
-async def test_shadow_rows_are_not_counted(connection: asyncpg.Connection) -> None:
+async def test_shadow_rows_are_counted_apart(connection: asyncpg.Connection) -> None:
     await register_demo(connection)
     await label_rows(connection, (make_record(SINCE, predicted="0", role="shadow"), "1"), (make_record(SINCE), "1"))
 
-    [result] = await score_period(connection, "period", SINCE, UNTIL, None)
+    live, shadow = await score_period(connection, SINCE, UNTIL, SETTINGS)
 
-    assert (result.predictions, result.labelled, result.f1) == (1, 1, 1)
+    assert (live.role, live.measures.predictions, live.measures.f1) == ("live", 1, 1)
+    assert (shadow.role, shadow.measures.predictions, shadow.measures.f1) == ("shadow", 1, 0)
 
 
 async def test_versions_are_counted_apart(connection: asyncpg.Connection) -> None:
@@ -121,9 +127,9 @@ async def test_versions_are_counted_apart(connection: asyncpg.Connection) -> Non
     await register_demo(connection, model="other")
     await label_rows(connection, (make_record(SINCE), "1"), (make_record(SINCE, model="other"), "0"))
 
-    results = await score_period(connection, "period", SINCE, UNTIL, None)
+    results = await score_period(connection, SINCE, UNTIL, SETTINGS)
 
-    assert [(result.model_name, result.f1) for result in results] == [("car-loan", 1), ("other", 0)]
+    assert [(result.model_name, result.measures.f1) for result in results] == [("car-loan", 1), ("other", 0)]
 
 
 async def test_confusion_is_by_label_then_prediction(connection: asyncpg.Connection) -> None:
@@ -131,19 +137,24 @@ async def test_confusion_is_by_label_then_prediction(connection: asyncpg.Connect
     rows = [("1", "1"), ("1", "0"), ("1", "0"), ("0", "1"), ("0", None)]
     await label_rows(connection, *((make_record(SINCE, predicted=predicted), label) for predicted, label in rows))
 
-    [result] = await score_period(connection, "period", SINCE, UNTIL, None)
+    [result] = await score_period(connection, SINCE, UNTIL, SETTINGS)
 
     assert result.confusion == {"1": {"1": 1, "0": 1}, "0": {"1": 2}}
-    assert (result.predictions, result.labelled) == (5, 4)
+    assert (result.measures.predictions, result.measures.labelled) == (5, 4)
 
 
 async def test_quality_of_a_period_is_counted_now(client: httpx2.AsyncClient, connection: asyncpg.Connection) -> None:
-    await label_rows(connection, (make_record(SINCE), "1"), (make_record(SINCE - MILLISECOND), "0"))
+    await label_rows(
+        connection,
+        (make_record(SINCE), "1"),
+        (make_record(SINCE, predicted="0"), "0"),
+        (make_record(SINCE - MILLISECOND), "0"),
+    )
 
     answer = await client.get("/quality", params={"since": SINCE.isoformat(), "until": UNTIL.isoformat()})
 
     [result] = answer.json()["results"]
-    assert (result["window"], result["state"], result["f1"], result["coverage"]) == ("period", "ok", 1, 1)
+    assert (result["window"], result["state"], result["f1"], result["coverage"]) == ("period", "too_few_labels", 1, 1)
     assert [datetime.fromisoformat(result[end]) for end in ("since", "until")] == [SINCE, UNTIL]
 
 
@@ -183,7 +194,9 @@ async def test_quality_shows_only_the_model_asked_for(
         ("no_predictions", []),
         ("no_labels", [("1", None), ("0", None)]),
         ("no_positives", [("0", "0"), ("1", None)]),
-        ("ok", [("0", "1"), ("0", "0")]),
+        ("one_class", [("0", "1"), ("1", None)]),
+        ("too_few_labels", [("0", "1"), ("0", "0")]),
+        ("ok", [("0", "1"), ("0", "0")] * 25),
     ],
 )
 async def test_exported_state_says_why_there_is_no_f1(
@@ -202,8 +215,10 @@ async def test_exported_state_says_why_there_is_no_f1(
     assert samples is not None
     states = [samples.get("model_quality_state", state=name, **names) for name in STATES]
     assert states == [float(name == state) for name in STATES]
-    assert samples.get("model_f1_score", **names) == (0.0 if state == "ok" else None)
-    assert ("model_f1_score{" in samples.text) == (state == "ok")
+    is_defined = state in ("one_class", "too_few_labels", "ok")
+    assert samples.get("model_f1_score", **names) == (0.0 if is_defined else None)
+    assert ("model_f1_score{" in samples.text) == is_defined
+    assert "NaN" not in samples.text
 
 
 async def test_withdrawn_label_no_longer_counts(connection: asyncpg.Connection) -> None:
@@ -212,6 +227,85 @@ async def test_withdrawn_label_no_longer_counts(connection: asyncpg.Connection) 
     await label_rows(connection, (record, "1"))
     await take_labels(connection, [make_label(record.prediction_id, None, datetime.now(UTC))])
 
-    [result] = await score_period(connection, "period", SINCE, UNTIL, None)
+    [result] = await score_period(connection, SINCE, UNTIL, SETTINGS)
 
-    assert (result.predictions, result.labelled, result.state) == (1, 0, "no_labels")
+    assert (result.measures.predictions, result.measures.labelled, result.measures.state) == (1, 0, "no_labels")
+
+
+async def test_quality_shows_the_role_asked_for(client: httpx2.AsyncClient, connection: asyncpg.Connection) -> None:
+    await label_rows(connection, (make_record(role="shadow"), "1"), (make_record(predicted="0"), "1"))
+
+    async def is_shown() -> dict[str, object] | None:
+        results = (await client.get("/quality", params={"role": "shadow"})).json()["results"]
+        return results[0] if results and results[0]["labelled"] else None
+
+    result = await wait_until(is_shown)
+
+    assert (result["role"], result["window"], result["f1"]) == ("shadow", "1h", 1)
+    samples = await read_samples(client)
+    assert samples.get("model_f1_score", model="car-loan", model_version="1", window="1h") == 0
+
+
+async def test_gauges_tell_what_quality_tells(client: httpx2.AsyncClient, connection: asyncpg.Connection) -> None:
+    rows = [("1", "1"), ("1", "0"), ("0", "1"), ("0", "0"), ("1", "1"), ("0", None)]
+    await label_rows(connection, *((make_record(predicted=predicted), label) for predicted, label in rows))
+    names = {"model": "car-loan", "model_version": "1", "window": "24h"}
+
+    async def are_exported() -> Samples | None:
+        samples = await read_samples(client)
+        return samples if samples.get("model_labelled_predictions", **names) == 5 else None
+
+    samples = await wait_until(are_exported)
+
+    [result] = [
+        result for result in (await client.get("/quality")).json()["results"] if result["window"] == names["window"]
+    ]
+    gauges = {
+        "model_f1_score": "f1",
+        "model_f1_score_lower_bound": "f1_lower",
+        "model_f1_score_upper_bound": "f1_upper",
+        "model_f1_score_corrected": "corrected_f1",
+        "model_precision": "precision",
+        "model_recall": "recall",
+        "model_accuracy": "accuracy",
+        "model_baseline_f1_score": "baseline_f1",
+        "model_label_coverage_ratio": "coverage",
+    }
+    assert {name: samples.get(name, **names) for name in gauges} == {
+        name: result[measure] for name, measure in gauges.items()
+    }
+    assert (result["f1"], result["coverage"], result["labelled"]) == (2 / 3, 5 / 6, 5)
+    assert result["label_delay_seconds"] >= 0
+
+
+async def test_objective_is_exported_when_it_is_set(open_client: OpenClient) -> None:
+    async with open_client(F1_OBJECTIVE="0.9") as client:
+        samples = await wait_for_sample(client, "model_f1_objective", 0.9)
+    async with open_client(F1_OBJECTIVE="") as client:
+        without = await wait_for_sample(client, "model_f1_objective", None)
+
+    assert "\nmodel_f1_objective 0.9" in samples.text
+    assert "\nmodel_f1_objective " not in without.text
+
+
+async def wait_for_sample(client: httpx2.AsyncClient, name: str, value: float | None) -> Samples:
+    async def is_exported() -> Samples | None:
+        samples = await read_samples(client)
+        return samples if samples.get(name) == value else None
+
+    return await wait_until(is_exported)
+
+
+async def test_history_keeps_the_results_of_each_minute(
+    client: httpx2.AsyncClient, connection: asyncpg.Connection
+) -> None:
+    await label_rows(connection, (make_record(), "1"))
+    query = {"model": "car-loan", "version": "1", "window": "1h"}
+
+    async def is_kept() -> list[dict[str, object]]:
+        history: list[dict[str, object]] = (await client.get("/quality/history", params=query)).json()["history"]
+        return history if history and history[0]["labelled"] else []
+
+    history = await wait_until(is_kept)
+
+    assert (history[0]["f1"], history[0]["predictions"], len(history) <= 2) == (1, 1, True)

@@ -20,8 +20,9 @@ from sklearn.tree import DecisionTreeClassifier
 from app import metrics
 from app.database.pool import open_pool
 from app.jobs import Jobs, JobSettings
+from app.quality.scoring import QualitySettings
 from app.settings import F1Average, QualityWindow
-from app.state import Lifecycle
+from app.state import Lifecycle, Scoreboard
 from tests.conftest import OpenClient
 from tests.exposition import read_samples
 from tests.processes import wait_until
@@ -42,8 +43,9 @@ FREE_JOB_LOCK = "SELECT pg_advisory_unlock(hashtext('scorekeeper quality job'))"
 async def open_jobs(database_url: str, interval: float = 0) -> AsyncIterator[Jobs]:
     """The jobs of a replica of its own, which computes again after half the interval."""
     async with open_pool(database_url, 2) as pool:
-        settings = JobSettings(migrate=True, windows=WINDOWS, f1_average=None, f1_interval=timedelta(seconds=interval))
-        yield Jobs(database_url, pool, [], Lifecycle(), settings)
+        quality = QualitySettings(WINDOWS, average=None, min_labels=50, objective=None)
+        settings = JobSettings(migrate=True, quality=quality, f1_interval=timedelta(seconds=interval), retention_days=0)
+        yield Jobs(database_url, pool, [], Lifecycle(), Scoreboard(timedelta(minutes=1)), settings)
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ async def stored_row(connection: asyncpg.Connection) -> None:
 
 def read_gauges() -> dict[tuple[str, ...], float]:
     """The exported samples of coverage and state, whatever their labels."""
-    gauges = (metrics.MODEL_COVERAGE, metrics.MODEL_LABELLED, metrics.MODEL_QUALITY_STATE, metrics.MODEL_F1)
+    gauges = (*metrics.MODEL_MEASURES.values(), metrics.MODEL_QUALITY_STATE)
     samples = [sample for gauge in gauges for family in gauge.collect() for sample in family.samples]
     return {(sample.name, *sample.labels.values()): sample.value for sample in samples}
 
@@ -191,7 +193,7 @@ async def test_second_replica_exports_what_the_first_has_computed(
         await first.refresh_quality()
         exported = read_gauges()
         await store(connection, make_record())
-        for gauge in (metrics.MODEL_COVERAGE, metrics.MODEL_LABELLED, metrics.MODEL_QUALITY_STATE):
+        for gauge in (*metrics.MODEL_MEASURES.values(), metrics.MODEL_QUALITY_STATE):
             gauge.clear()
 
         await second.refresh_quality()
@@ -249,3 +251,74 @@ async def test_job_computes_when_the_clock_of_the_database_was_set_back(
 
     latest = await connection.fetchval("SELECT max(computed_at) FROM quality_result")
     assert latest <= datetime.now(UTC) + timedelta(seconds=1)
+
+
+@pytest.mark.usefixtures("stored_row")
+async def test_last_results_stay_as_stale_while_the_database_is_away(
+    database_url: str, connection: asyncpg.Connection
+) -> None:
+    async with open_jobs(database_url) as jobs:
+        await jobs.refresh_quality()
+        before = read_gauges()
+        jobs._scoreboard.stale_after = timedelta(0)
+        await connection.execute("ALTER TABLE quality_result RENAME TO away")
+
+        await jobs.refresh_quality()
+
+    after = read_gauges()
+    assert before["model_quality_state", "car-loan", "1", "1h", "no_labels"] == 1
+    assert after["model_quality_state", "car-loan", "1", "1h", "stale"] == 1
+    assert after["model_quality_state", "car-loan", "1", "1h", "no_labels"] == 0
+    assert after["model_label_coverage_ratio", "car-loan", "1", "1h"] == 0
+
+
+@pytest.mark.usefixtures("stored_row")
+async def test_results_of_versions_and_windows_that_are_gone_are_removed(
+    database_url: str, connection: asyncpg.Connection
+) -> None:
+    async with open_jobs(database_url) as jobs:
+        await jobs.refresh_quality()
+        await connection.execute("UPDATE quality_result SET window_name = 'old' WHERE window_name = '1h'")
+        await connection.execute("TRUNCATE prediction_log, quality_bucket")
+
+        await jobs.refresh_quality()
+
+    assert read_gauges() == {}
+
+
+@pytest.mark.usefixtures("stored_row")
+async def test_history_older_than_a_day_is_thinned_to_one_an_hour(
+    database_url: str, connection: asyncpg.Connection
+) -> None:
+    async with open_jobs(database_url) as jobs:
+        await jobs.refresh_quality()
+        await connection.execute(
+            "INSERT INTO quality_history SELECT date_bin('1 hour', now(), 'epoch') - age * interval '10 minutes', "
+            "model_name, model_version, role, window_name, since, until, state, predictions, labelled "
+            "FROM quality_history, generate_series(1, 6 * 24 * 3) AS ages (age) WHERE window_name = '1h'"
+        )
+        await connection.execute(
+            "INSERT INTO quality_history SELECT minute - interval '401 days', model_name, model_version, role, "
+            "window_name, since, until, state, predictions, labelled FROM quality_history"
+        )
+
+        await jobs.refresh_quality()
+
+    rows = await connection.fetch(
+        "SELECT minute FROM quality_history WHERE window_name = '1h' AND minute < now() - interval '25 hours'"
+    )
+    assert len(rows) in (47, 48)
+    assert {row["minute"].minute for row in rows} == {50}
+
+
+@pytest.mark.usefixtures("stored_row")
+@pytest.mark.parametrize("wrong_by", [0, 3])
+async def test_job_says_by_how_many_rows_the_ledger_is_wrong(
+    database_url: str, connection: asyncpg.Connection, wrong_by: int
+) -> None:
+    await store(connection, *(make_record(datetime.now(UTC) - timedelta(minutes=1)) for _ in range(5)))
+    await connection.execute("UPDATE quality_delta SET rows = rows + $1 WHERE rows = 5", wrong_by)
+    async with open_jobs(database_url) as jobs:
+        await jobs.refresh_quality()
+
+    assert REGISTRY.get_sample_value("model_quality_ledger_mismatch_rows") == wrong_by

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg
@@ -12,8 +13,11 @@ from alembic.script import ScriptDirectory
 
 from app.database.migrate import find_head_revision, prepare_schema, read_schema_state
 from app.errors import StartupError
+from app.quality.labels import take_labels
 from tests.conftest import execute
+from tests.ledger import assert_exact, read_ledger
 from tests.processes import ROOT, find_free_port
+from tests.records import make_label, make_record, register_demo, store
 
 SCHEMA = """
 SELECT c.relname, c.relkind::text, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
@@ -157,3 +161,23 @@ async def test_migration_that_fails_stops_the_start_in_one_line(empty_database_u
         await prepare_schema(empty_database_url, migrate=True)
 
     assert "\n" not in str(raised.value)
+
+
+async def test_upgrade_counts_the_rows_that_are_there(database_url: str) -> None:
+    await run_alembic(database_url, "downgrade", "0001")
+    connection = await asyncpg.connect(database_url)
+    noon = datetime(2024, 5, 1, 12, tzinfo=UTC)
+    records = [make_record(noon + number * timedelta(seconds=7), score=number / 30) for number in range(30)]
+    await register_demo(connection)
+    await store(connection, *records)
+    labels = [
+        make_label(record.prediction_id, "01"[at % 2] if at % 3 else None, noon) for at, record in enumerate(records)
+    ]
+    await take_labels(connection, labels[:20])
+
+    await run_alembic(database_url, "upgrade", "head")
+
+    ledger = await read_ledger(connection)
+    assert sum(counts[0] for counts in ledger.values()) == 30 + 13
+    await assert_exact(connection)
+    await connection.close()

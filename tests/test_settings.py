@@ -20,6 +20,9 @@ def test_from_env_without_variables_gives_the_documented_defaults() -> None:
     assert settings.f1_interval_seconds == 15
     assert [window.name for window in settings.quality_windows] == ["1h", "24h", "7d"]
     assert settings.f1_average is None
+    assert settings.f1_objective is None
+    assert settings.min_labels == 50
+    assert settings.retention_days == 0
     assert settings.max_body_bytes == 8 * 1024 * 1024
     assert settings.max_batch_rows == 10_000
     assert settings.log_format == "console"
@@ -45,6 +48,11 @@ def test_from_env_reads_windows() -> None:
         ("QUALITY_WINDOWS", "366d"),
         ("QUALITY_WINDOWS", "1w"),
         ("F1_AVERAGE", "mean"),
+        ("F1_OBJECTIVE", "1.1"),
+        ("F1_OBJECTIVE", "nan"),
+        ("MIN_LABELS", "0"),
+        ("RETENTION_DAYS", "-1"),
+        ("RETENTION_DAYS", "1.5"),
         ("MAX_BODY_BYTES", "8MiB"),
         ("MAX_BATCH_ROWS", "-1"),
         ("LOG_FORMAT", "xml"),

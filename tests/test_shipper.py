@@ -184,6 +184,45 @@ async def test_table_that_is_gone_keeps_everything_until_it_is_back(
     assert not (directory / "dead").exists()
 
 
+BREAK_LEDGER = {
+    "check": "ALTER TABLE quality_delta ADD CONSTRAINT wrong CHECK (rows < 0)",
+    "range": "CREATE OR REPLACE FUNCTION score_bin(score real) RETURNS smallint LANGUAGE sql RETURN (1e9)::smallint",
+    "zero": "CREATE OR REPLACE FUNCTION score_bin(score real) RETURNS smallint LANGUAGE sql RETURN 1 / (score - score)",
+    "unique": "CREATE UNIQUE INDEX wrong ON quality_delta ((1)); "
+    "INSERT INTO quality_delta SELECT 'epoch', '', '', '', 0, '', NULL, 0, 0, 0, 0",
+    "column": "ALTER TABLE quality_delta DROP COLUMN rows",
+    "table": "DROP TABLE quality_delta",
+}
+
+
+@pytest.mark.parametrize("statement", BREAK_LEDGER.values(), ids=BREAK_LEDGER)
+async def test_error_of_the_ledger_keeps_everything_as_configuration(
+    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection, statement: str
+) -> None:
+    await connection.execute(statement)
+    async with open_spool(directory) as journal, ship(journal, pool) as shipper:
+        await append(journal, make_record(), make_record())
+
+        await wait_until(lambda: has_failed(shipper, "configuration"))
+
+        assert shipper.pending_rows == 2
+    assert not (directory / "dead").exists()
+
+
+async def test_rows_are_stored_and_counted_once_the_ledger_is_mended(
+    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
+) -> None:
+    await connection.execute(BREAK_LEDGER["check"])
+    async with open_spool(directory) as journal, ship(journal, pool) as shipper:
+        await append(journal, make_record(), make_record())
+        await wait_until(lambda: has_failed(shipper, "configuration"))
+        await connection.execute("ALTER TABLE quality_delta DROP CONSTRAINT wrong")
+
+        await wait_until(lambda: has_nothing_to_do_for(shipper, connection, 2))
+
+    assert await connection.fetchval("SELECT sum(rows) FROM quality_delta") == 2
+
+
 async def has_no_failure(shipper: Shipper) -> bool:
     return shipper.failure is None
 

@@ -184,7 +184,22 @@ async def test_failure_of_an_insert_is_classified(log: asyncpg.Connection, fail:
         ("22003 22P02 22P05 22021 23502 23505 23514", "poison"),
     ],
 )
-async def test_failure_is_classified_by_its_code(connection: asyncpg.Connection, codes: str, kind: FailureKind) -> None:
+def test_failure_is_classified_by_its_code(codes: str, kind: FailureKind) -> None:
+    kinds = {code: classify_failure(asyncpg.PostgresError.new({"C": code, "n": "c"})) for code in codes.split()}
+
+    assert kinds == dict.fromkeys(codes.split(), kind)
+
+
+@pytest.mark.parametrize(
+    ("codes", "kind"),
+    [
+        ("22003 22P02 22P05 22021 23502 23505 23514 P0001", "configuration"),
+        ("53100 40001 40P01 55P03 57014", "transient"),
+    ],
+)
+async def test_failure_inside_a_function_is_no_fault_of_the_row(
+    connection: asyncpg.Connection, codes: str, kind: FailureKind
+) -> None:
     kinds = {}
     for code in codes.split():
         with pytest.raises(asyncpg.PostgresError) as raised:

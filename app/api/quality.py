@@ -1,7 +1,7 @@
-"""GET /quality: how good each version is, per window."""
+"""GET /quality: how good each version is, per window, and how good it was."""
 
-from datetime import datetime
-from typing import Annotated
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -11,9 +11,14 @@ from starlette.responses import Response
 from app.api.query import read_query
 from app.database.pool import borrow_connection
 from app.errors import Fault, invalid
-from app.quality.queries import QualityResult, fetch_results
+from app.quality.queries import QualityResult, fetch_result_history
 from app.quality.scoring import score_period
-from app.state import get_state
+from app.state import State, get_state
+
+Instant = Annotated[datetime, Meta(tz=True)]
+
+HISTORY_ROWS = 10_000
+"""Of one answer: a week, a row a minute."""
 
 
 class QualityQuery(msgspec.Struct):
@@ -21,43 +26,68 @@ class QualityQuery(msgspec.Struct):
 
     model: str | None = None
     version: str | None = None
-    since: Annotated[datetime, Meta(tz=True)] | None = None
-    until: Annotated[datetime, Meta(tz=True)] | None = None
+    role: Literal["live", "shadow"] = "live"
+    since: Instant | None = None
+    until: Instant | None = None
 
 
 async def get_quality(request: Request) -> Response:
-    """Answer the job's latest results, or those of one period."""
+    """Answer the job's latest results, also while the database is away, or those of one period, from the rows."""
     query, state = read_query(request, QualityQuery), get_state(request.scope)
     if (query.since is None) != (query.until is None):
         raise invalid(Fault("?since" if query.since is None else "?until", "missing", "since and until go together"))
-    async with borrow_connection(state.pool) as connection:
-        if query.since is not None and query.until is not None:
-            results = await score_period(connection, "period", query.since, query.until, state.f1_average)
-        else:
-            results = await fetch_results(connection, [window.name for window in state.windows])
+    results = state.scoreboard.results
+    if query.since is not None and query.until is not None:
+        async with borrow_connection(state.pool) as connection:
+            results = await score_period(connection, query.since, query.until, state.quality)
+    now = datetime.now(UTC)
     answer = {
         "results": [
-            render_result(result)
+            render_result(result, state, now)
             for result in results
-            if query.model in (None, result.model_name) and query.version in (None, result.model_version)
+            if query.model in (None, result.model_name)
+            and query.version in (None, result.model_version)
+            and query.role == result.role
         ]
     }
     return Response(msgspec.json.encode(answer), media_type="application/json")
 
 
-def render_result(result: QualityResult) -> dict[str, object]:
-    """Return a result as JSON; `confusion` is {label: {predicted class: rows}}."""
+def render_result(result: QualityResult, state: State, now: datetime) -> dict[str, object]:
+    """Return a result as JSON; `confusion` is {label: {predicted class: rows}}, what is undefined null."""
     return {
         "model": result.model_name,
         "model_version": result.model_version,
+        "role": result.role,
         "window": result.window_name,
         "since": result.since,
         "until": result.until,
-        "state": result.state,
-        "f1": result.f1,
-        "average": result.average,
-        "predictions": result.predictions,
-        "labelled": result.labelled,
-        "coverage": result.labelled / result.predictions if result.predictions else None,
+        "computed_at": result.computed_at,
+        **msgspec.structs.asdict(result.measures),
+        "state": state.scoreboard.find_state(result, now),
+        "objective": state.quality.objective,
+        "label_delay_seconds": result.label_delay_seconds,
         "confusion": result.confusion,
     }
+
+
+class HistoryQuery(msgspec.Struct):
+    """Of which version and window, and since when: by default the last day."""
+
+    model: str
+    version: str
+    window: str
+    role: Literal["live", "shadow"] = "live"
+    since: Instant | None = None
+    until: Instant | None = None
+
+
+async def get_history(request: Request) -> Response:
+    """Answer past results, newest first: one a minute of the last day, one an hour before."""
+    query, state = read_query(request, HistoryQuery), get_state(request.scope)
+    until = query.until or datetime.now(UTC)
+    since = query.since or until - timedelta(days=1)
+    names = (query.model, query.version, query.role, query.window)
+    async with borrow_connection(state.pool) as connection:
+        rows = await fetch_result_history(connection, names, since, until, HISTORY_ROWS)
+    return Response(msgspec.json.encode({"history": [dict(row) for row in rows]}), media_type="application/json")

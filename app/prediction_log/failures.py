@@ -15,13 +15,21 @@ CONFIGURATION = (
 )
 """The schema, the grants or a trigger of ours is wrong: no row is at fault, and only a person can mend it."""
 
+ROW_AT_FAULT = (pg.DataError, pg.IntegrityConstraintViolationError)
+"""Classes 22 and 23: a value of the row is not taken, unless a trigger says so of what it writes itself."""
+
 
 def classify_failure(error: BaseException) -> FailureKind:
     """Sort an error of an insert; what is unknown counts as transient, since no row may be given up for it."""
-    if isinstance(error, CONFIGURATION):
+    if isinstance(error, CONFIGURATION) or (isinstance(error, ROW_AT_FAULT) and is_raised_by_trigger(error)):
         return "configuration"
     if isinstance(error, pg.CheckViolationError) and error.constraint_name is None:  # any other check has a name
         return "partition"
-    if isinstance(error, pg.DataError | pg.IntegrityConstraintViolationError):
+    if isinstance(error, ROW_AT_FAULT):
         return "poison"
     return "transient"
+
+
+def is_raised_by_trigger(error: pg.PostgresError) -> bool:
+    """Tell whether the error comes out of a function: the insert itself calls none."""
+    return "pl/pgsql" in (error.context or "").lower()  # the one word that no translation of PostgreSQL changes

@@ -49,6 +49,15 @@ async def make_partitions(connection: Connection, first_day: date, last_day: dat
     return made
 
 
+DROP_OLDEST_PARTITIONS = "SELECT drop_oldest_prediction_partitions($1::date)"
+
+
+async def drop_oldest_partitions(connection: Connection, before: date) -> int:
+    """Drop the partitions of the oldest day if it is before `before`; return how many tables were dropped."""
+    dropped: int = await connection.fetchval(DROP_OLDEST_PARTITIONS, before)
+    return dropped
+
+
 SELECT_PREDICTION = """
 SELECT p.prediction_id, p.created_at, p.model_name, p.model_version, p.predicted_class, p.score, p.probabilities,
     p.features, p.external_id, p.request_id, p.role, v.classes,

@@ -12,6 +12,7 @@ import msgspec
 from app import metrics
 from app.database.queries import Connection
 from app.quality import queries
+from app.quality.ledger_queries import read_dropped_before
 
 Outcome = Literal["new", "unchanged", "corrected", "withdrawn", "pending", "expired", "rejected"]
 
@@ -60,14 +61,18 @@ class _Target(msgspec.Struct, frozen=True, gc=False):
 async def take_labels(connection: Connection, labels: Sequence[Label]) -> Counter[Outcome]:
     """Apply `labels` in one transaction and keep the others pending; count what became of each.
 
-    A label for an unknown prediction whose id is over PENDING_DAYS old is `expired`: nothing is left to wait for.
+    A label for an unknown prediction whose id is over PENDING_DAYS old, or of a time that retention has dropped, is
+    `expired`: nothing is left to wait for.
     """
     async with connection.transaction():
         applied = await apply_labels(connection, labels)
         outcomes = applied.outcomes
-        for position in applied.find_pending():
+        if pending := applied.find_pending():
+            dropped_before = await read_dropped_before(connection)
+        for position in pending:
             label = labels[position]
-            if _is_older(label.prediction_id, label.received_at - timedelta(days=PENDING_DAYS)):
+            oldest = max(label.received_at - timedelta(days=PENDING_DAYS), dropped_before)
+            if _is_older(label.prediction_id, oldest):
                 outcomes[position] = "expired"
         await _keep_pending(connection, [labels[at] for at in applied.find_pending()])
     return _count(applied)
@@ -77,11 +82,15 @@ async def sweep_pending(connection: Connection) -> Counter[Outcome]:
     """Apply pending labels whose prediction has been stored, drop those that waited too long; count both."""
     async with connection.transaction():
         now = await queries.read_clock(connection)
+        dropped_before = await read_dropped_before(connection)
         rows = await queries.take_pending(connection, SWEEP_ROWS)
         rows.sort(key=lambda row: int(row["pending_id"]))  # the order of arrival decides between equal times
         applied = await apply_labels(connection, [Label(*row[1:]) for row in rows])
         for position in applied.find_pending():
-            if rows[position]["received_at"] < now - timedelta(days=PENDING_DAYS):
+            row = rows[position]
+            if row["received_at"] < now - timedelta(days=PENDING_DAYS) or _is_older(
+                row["prediction_id"], dropped_before
+            ):
                 applied.outcomes[position] = "expired"
         waiting = [rows[position]["pending_id"] for position in applied.find_pending()]
         settled = [rows[position]["pending_id"] for position in set(applied.outcomes) - set(applied.find_pending())]

@@ -1,13 +1,14 @@
 """SQL of labels and of the quality job."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import asyncpg
 import msgspec
 
 from app.database.queries import Connection
+from app.quality.measures import Measures
 
 FIND_BY_ID = """
 SELECT wanted.position, p.prediction_id, p.created_at, v.classes
@@ -187,28 +188,7 @@ async def read_clock(connection: Connection) -> datetime:
     return now
 
 
-COUNT_CONFUSION = """
-SELECT p.model_name, p.model_version, p.predicted_class, l.label, count(*) AS rows
-FROM prediction_log p
-LEFT JOIN prediction_label l ON l.prediction_id = p.prediction_id
-    AND l.prediction_id >= prediction_id_at($1::timestamptz) AND l.prediction_id < prediction_id_at($2::timestamptz)
-WHERE p.prediction_id >= prediction_id_at($1::timestamptz) AND p.prediction_id < prediction_id_at($2::timestamptz)
-    AND p.role = 'live'
-GROUP BY p.model_name, p.model_version, p.predicted_class, l.label
-"""
-
 KNOWN_VERSIONS = "SELECT name, version, classes, positive_class FROM model_version ORDER BY name, version"
-
-
-LATEST = datetime(9999, 12, 31, tzinfo=UTC)
-"""Later ends of a period mean this one: there is room left for a millisecond more."""
-
-
-async def count_confusion(connection: Connection, since: datetime, until: datetime) -> list[asyncpg.Record]:
-    """Count live predictions with since <= created_at <= until by version, predicted class and label (null: none)."""
-    until = min(until, LATEST)
-    last_ms = until.replace(microsecond=until.microsecond // 1000 * 1000)
-    return await connection.fetch(COUNT_CONFUSION, since, last_ms + timedelta(milliseconds=1))
 
 
 async def fetch_versions(connection: Connection) -> list[asyncpg.Record]:
@@ -217,46 +197,131 @@ async def fetch_versions(connection: Connection) -> list[asyncpg.Record]:
 
 
 class QualityResult(msgspec.Struct, frozen=True):
-    """The quality of one version over one window; `f1` is None unless the state is `ok`. A row of `quality_result`."""
+    """The quality of one version in one role over one window. A row of `quality_result`.
+
+    `confusion` is {label: {predicted class: rows}}; the matrix in `measures` has the same in the order of the classes.
+    """
 
     model_name: str
     model_version: str
+    role: str
     window_name: str
     computed_at: datetime
     since: datetime
     until: datetime
-    state: str
-    average: str
-    f1: float | None
-    predictions: int
-    labelled: int
+    label_delay_seconds: float | None
     confusion: dict[str, dict[str, int]]
+    measures: Measures
 
 
 STORE_RESULTS = """
-INSERT INTO quality_result (model_name, model_version, window_name, computed_at, since, until, state, average, f1,
-    predictions, labelled, confusion)
-VALUES ($1::text, $2::text, $3::text, $4::timestamptz, $5::timestamptz, $6::timestamptz, $7::text, $8::text,
-    $9::double precision, $10::bigint, $11::bigint, $12::jsonb)
-ON CONFLICT (model_name, model_version, window_name) DO UPDATE SET computed_at = excluded.computed_at,
-    since = excluded.since, until = excluded.until, state = excluded.state, average = excluded.average,
-    f1 = excluded.f1, predictions = excluded.predictions, labelled = excluded.labelled, confusion = excluded.confusion
+INSERT INTO quality_result (model_name, model_version, role, window_name, computed_at, since, until,
+    label_delay_seconds, confusion, measures)
+VALUES ($1::text, $2::text, $3::text, $4::text, $5::timestamptz, $6::timestamptz, $7::timestamptz,
+    $8::double precision, $9::jsonb, $10::jsonb)
+ON CONFLICT (model_name, model_version, role, window_name) DO UPDATE SET computed_at = excluded.computed_at,
+    since = excluded.since, until = excluded.until, label_delay_seconds = excluded.label_delay_seconds,
+    confusion = excluded.confusion, measures = excluded.measures
 """
+
+REMOVE_OLD_RESULTS = """
+DELETE FROM quality_result
+WHERE computed_at < $1::timestamptz
+    AND (window_name = ANY ($2::text[]) OR computed_at < $1::timestamptz - interval '7 days')
+"""
+"""Other windows are those of a replica with other settings, or of settings that were changed."""
+
+APPEND_TO_HISTORY = """
+INSERT INTO quality_history (minute, model_name, model_version, role, window_name, since, until, state, predictions,
+    labelled, f1, f1_lower, f1_upper, corrected_f1, baseline_f1, precision, recall, accuracy)
+SELECT date_bin('1 minute', computed_at, 'epoch'), model_name, model_version, role, window_name, since, until, m.state,
+    m.predictions, m.labelled, m.f1, m.f1_lower, m.f1_upper, m.corrected_f1, m.baseline_f1, m.precision, m.recall,
+    m.accuracy
+FROM quality_result CROSS JOIN jsonb_to_record(measures) AS m (state text, predictions bigint, labelled bigint,
+    f1 double precision, f1_lower double precision, f1_upper double precision, corrected_f1 double precision,
+    baseline_f1 double precision, precision double precision, recall double precision, accuracy double precision)
+WHERE computed_at = $1::timestamptz
+ON CONFLICT (minute, model_name, model_version, role, window_name) DO UPDATE SET since = excluded.since,
+    until = excluded.until, state = excluded.state, predictions = excluded.predictions, labelled = excluded.labelled,
+    f1 = excluded.f1, f1_lower = excluded.f1_lower, f1_upper = excluded.f1_upper,
+    corrected_f1 = excluded.corrected_f1, baseline_f1 = excluded.baseline_f1, precision = excluded.precision,
+    recall = excluded.recall, accuracy = excluded.accuracy
+"""
+
+THIN_HISTORY = """
+DELETE FROM quality_history old
+WHERE minute < $1::timestamptz - interval '400 days'
+    OR minute >= $1::timestamptz - interval '8 days' AND minute < $1::timestamptz - interval '1 day' AND EXISTS (
+        SELECT FROM quality_history later
+        WHERE later.minute > old.minute AND later.minute < date_bin('1 hour', old.minute, 'epoch') + interval '1 hour'
+            AND later.model_name = old.model_name AND later.model_version = old.model_version
+            AND later.role = old.role AND later.window_name = old.window_name
+    )
+"""
+"""Keeps the last result of each hour. It looks a week back, in case that the job was away."""
+
+
+async def store_results(
+    connection: Connection, computed_at: datetime, windows: Sequence[str], results: Sequence[QualityResult]
+) -> None:
+    """Make these, computed at that time, the results of these windows."""
+    rows = [msgspec.structs.astuple(result) for result in results]
+    values = [(*row[:-2], *(msgspec.json.encode(value).decode() for value in row[-2:])) for row in rows]
+    await connection.executemany(STORE_RESULTS, values)
+    await connection.execute(REMOVE_OLD_RESULTS, computed_at, windows)
+    await connection.execute(APPEND_TO_HISTORY, computed_at)
+    await connection.execute(THIN_HISTORY, computed_at)
+
 
 FETCH_RESULTS = """
-SELECT model_name, model_version, window_name, computed_at, since, until, state, average, f1, predictions, labelled,
-    confusion
-FROM quality_result WHERE window_name = ANY ($1::text[]) ORDER BY model_name, model_version, until - since
+SELECT model_name, model_version, role, window_name, computed_at, since, until, label_delay_seconds, confusion, measures
+FROM quality_result WHERE window_name = ANY ($1::text[]) ORDER BY model_name, model_version, role, until - since
 """
-
-
-async def store_results(connection: Connection, results: Sequence[QualityResult]) -> None:
-    """Replace the results of these versions and windows."""
-    rows = [msgspec.structs.astuple(result) for result in results]
-    await connection.executemany(STORE_RESULTS, [(*row[:-1], msgspec.json.encode(row[-1]).decode()) for row in rows])
 
 
 async def fetch_results(connection: Connection, windows: Sequence[str]) -> list[QualityResult]:
-    """Fetch the latest results of these windows, shortest window first within a version."""
+    """Fetch the latest results of these windows, shortest window first within a version and role."""
     rows = await connection.fetch(FETCH_RESULTS, windows)
-    return [QualityResult(**{**row, "confusion": msgspec.json.decode(row["confusion"])}) for row in rows]
+    return [
+        QualityResult(
+            **{
+                **row,
+                "confusion": msgspec.json.decode(row["confusion"]),
+                "measures": msgspec.json.decode(row["measures"], type=Measures),
+            }
+        )
+        for row in rows
+    ]
+
+
+FETCH_HISTORY_OF_RESULTS = """
+SELECT minute, since, until, state, predictions, labelled, f1, f1_lower, f1_upper, corrected_f1, baseline_f1,
+    precision, recall, accuracy
+FROM quality_history
+WHERE model_name = $1::text AND model_version = $2::text AND role = $3::text AND window_name = $4::text
+    AND minute >= $5::timestamptz AND minute <= $6::timestamptz
+ORDER BY minute DESC LIMIT $7::integer
+"""
+
+
+async def fetch_result_history(
+    connection: Connection, names: tuple[str, str, str, str], since: datetime, until: datetime, limit: int
+) -> list[asyncpg.Record]:
+    """Fetch past results of (model, version, role, window), newest first."""
+    return await connection.fetch(FETCH_HISTORY_OF_RESULTS, *names, since, until, limit)
+
+
+READ_CHECK = "SELECT minute, mismatch_rows FROM quality_check"
+STORE_CHECK = "UPDATE quality_check SET minute = $1::timestamptz, mismatch_rows = $2::bigint"
+
+
+async def read_check(connection: Connection) -> tuple[datetime, int]:
+    """Return the newest minute that the ledger was checked at, and by how many rows it was wrong."""
+    row = await connection.fetchrow(READ_CHECK)
+    assert row is not None
+    return row["minute"], row["mismatch_rows"]
+
+
+async def store_check(connection: Connection, minute: datetime, mismatch_rows: int) -> None:
+    """Keep the outcome of a check for all replicas."""
+    await connection.execute(STORE_CHECK, minute, mismatch_rows)

@@ -1,0 +1,55 @@
+"""The quality ledger: what triggers note is folded into buckets, summed over windows, and checked against the rows."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+import asyncpg
+
+from app.database.queries import Connection
+from app.quality import ledger_queries
+from app.quality.spans import SPANS, kept_since, round_down, tile_window
+
+CHECK_SECONDS = 10.0
+"""For the check of one minute; at a rate at which it takes longer the check is worth less than the time."""
+
+
+async def fold_ledger(connection: Connection, now: datetime) -> None:
+    """Fold what was noted since the last time; one process at a time."""
+    await ledger_queries.fold(connection, SPANS, [kept_since(span, now) for span in SPANS])
+
+
+async def sum_windows(connection: Connection, starts: Sequence[datetime], now: datetime) -> list[asyncpg.Record]:
+    """Sum the buckets from each start to `now`; rows carry the position of their start."""
+    tiles = [(position, tile) for position, since in enumerate(starts) for tile in tile_window(since, now)]
+    return await ledger_queries.read_windows(
+        connection,
+        [position for position, _ in tiles],
+        [tile.span for _, tile in tiles],
+        [tile.since for _, tile in tiles],
+        [tile.until for _, tile in tiles],
+    )
+
+
+async def count_mismatch(connection: Connection, minute: datetime) -> int:
+    """Compare the ledger with the rows of one minute; return how many rows it is wrong by, 0 when it is exact."""
+    until = minute + timedelta(minutes=1)
+    differences = await ledger_queries.find_differences(connection, minute, until, SPANS[0], CHECK_SECONDS)
+    return sum(weigh_difference(row) for row in differences)
+
+
+async def find_differences(
+    connection: Connection, since: datetime, until: datetime, now: datetime, timeout: float
+) -> list[tuple[int, asyncpg.Record]]:
+    """Compare the ledger with the rows of whole days, with buckets of every span that are kept still."""
+    differences: list[tuple[int, asyncpg.Record]] = []
+    for span in SPANS:
+        first = max(since, round_down(kept_since(span, now), span) + timedelta(seconds=span))
+        if first < until:
+            rows = await ledger_queries.find_differences(connection, first, until, span, timeout)
+            differences += ((span, row) for row in rows)
+    return differences
+
+
+def weigh_difference(row: asyncpg.Record) -> int:
+    """Return by how many rows a cell differs; a wrong sum counts as a row."""
+    return abs(row["rows"]) or 1
