@@ -5,7 +5,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 ROWS ?= 2000
 BIN = $(VENV)/bin
-# Debian's PostgreSQL 15, the oldest supported version, for test-system.
+# Debian's PostgreSQL 15, the oldest supported version, for test-system, which also needs what .ci/run installs.
 POSTGRES_15 ?= /usr/lib/postgresql/15/bin
 
 .PHONY: run replay test test-system faults check format
