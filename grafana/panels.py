@@ -98,13 +98,8 @@ def make_graph(
         .stacking(common.StackingConfig().mode(mode))
         .show_points(options.VisibilityMode.NEVER)
         .axis_soft_min(0)
-        .tooltip(common.VizTooltipOptions().mode(options.TooltipDisplayMode.MULTI).sort(options.SortOrder.DESCENDING))
-        .legend(
-            common.VizLegendOptions()
-            .show_legend(True)
-            .display_mode(options.LegendDisplayMode.LIST)
-            .placement(options.LegendPlacement.BOTTOM)
-        )
+        .tooltip(make_tooltip())
+        .legend(make_legend())
     )
 
 
@@ -145,7 +140,7 @@ def make_table(
     title: str, description: str, unit: str, target: Query | str, *, size: tuple[int, int] = (12, 8)
 ) -> table.Panel:
     """Make a table of the latest values of series, or of what SQL returns."""
-    panel = place(table.Panel(), title, description, unit, size)
+    panel = place(table.Panel().show_header(True), title, description, unit, size)
     if isinstance(target, str):
         return panel.targets([SqlBuilder(target)]).datasource(POSTGRES)
     return panel.targets(number([target.format(PromQueryFormat.TABLE)])).datasource(PROMETHEUS)
@@ -156,7 +151,8 @@ def make_trend(
 ) -> trend.Panel:
     """Make a curve over the numbers of the column `x`."""
     panel = place(trend.Panel(), title, description, unit, size)
-    return panel.targets([SqlBuilder(statement)]).datasource(POSTGRES).x_field(x)
+    panel.targets([SqlBuilder(statement)]).datasource(POSTGRES).x_field(x)
+    return panel.tooltip(make_tooltip()).legend(make_legend(show=False))
 
 
 def place(panel: Panel, title: str, description: str, unit: str, size: tuple[int, int]) -> Panel:
@@ -167,6 +163,21 @@ def place(panel: Panel, title: str, description: str, unit: str, size: tuple[int
 def number(targets: Sequence[Query]) -> list[Builder[Dataquery]]:
     """Name queries A, B, C, ..., as Grafana does."""
     return [target.datasource(PROMETHEUS).ref_id(chr(ord("A") + at)) for at, target in enumerate(targets)]
+
+
+def make_legend(*, show: bool = True) -> common.VizLegendOptions:
+    """Name the series below a graph."""
+    return (
+        common.VizLegendOptions()
+        .show_legend(show)
+        .display_mode(options.LegendDisplayMode.LIST)
+        .placement(options.LegendPlacement.BOTTOM)
+    )
+
+
+def make_tooltip() -> common.VizTooltipOptions:
+    """Show every series at the time under the mouse, the largest first."""
+    return common.VizTooltipOptions().mode(options.TooltipDisplayMode.MULTI).sort(options.SortOrder.DESCENDING)
 
 
 def make_limits(limits: Sequence[tuple[float | None, str]]) -> builders.ThresholdsConfig:
@@ -217,4 +228,6 @@ def make_variable(name: str, description: str, values: str, *, many: bool = Fals
         .multi(many)
         .include_all(many)
     )
+    only_of_intervals = variable.build()
+    only_of_intervals.auto = only_of_intervals.auto_count = only_of_intervals.auto_min = None
     return variable.current(models.VariableOption(text="All", value="$__all")) if many else variable
