@@ -5,10 +5,10 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 ROWS ?= 2000
 BIN = $(VENV)/bin
-# Debian's PostgreSQL 15, the oldest supported version, for test-system.
+# Debian's PostgreSQL 15, the oldest supported version, for test-system, which also needs what .ci/run installs.
 POSTGRES_15 ?= /usr/lib/postgresql/15/bin
 
-.PHONY: run replay test test-system faults check format
+.PHONY: run replay test test-system faults check format dashboards
 
 run: $(VENV)/run-installed
 	exec $(BIN)/python -m app serve --host $(HOST) --port $(PORT)
@@ -40,6 +40,10 @@ check: $(VENV)/test-installed
 format: $(VENV)/test-installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Grafana's dashboards, from grafana/*.py.
+dashboards: $(VENV)/test-installed
+	$(BIN)/python -m grafana.build
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
