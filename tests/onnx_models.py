@@ -159,13 +159,25 @@ def build_dividing() -> bytes:
     return build_graph(nodes, [declare("p", None, 2)], [declare("x", None, 2)])
 
 
-def build_external() -> bytes:
-    """Build a model whose weights are in a file that is not there."""
-    model = onnx.load_from_string(build_echo())
-    weights = model.graph.initializer.add(name="w", data_type=TensorProto.FLOAT, dims=[3, 3])
-    weights.data_location = TensorProto.EXTERNAL
-    weights.external_data.add(key="location", value="weights.bin")
-    model.graph.node[0].CopyFrom(helper.make_node("MatMul", ["x", "w"], ["p"]))
+Place = Literal["initializer", "constant", "subgraph"]
+
+
+def build_external(place: Place = "initializer", location: str = "weights.bin") -> bytes:
+    """Build a model whose weights, float32 (3, 3), are in another file."""
+    weights = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[3, 3], data_location=TensorProto.EXTERNAL)
+    weights.external_data.add(key="location", value=location)
+    weights.external_data.add(key="length", value="36")
+    multiply = helper.make_node("MatMul", ["x", "w"], ["p"])
+    inner = helper.make_graph([multiply], "inner", [], [declare("p", None, 3)], [weights])
+    always = helper.make_node("Constant", [], ["always"], value=helper.make_tensor("always", TensorProto.BOOL, [], [1]))
+    nodes = {
+        "initializer": [multiply],
+        "constant": [helper.make_node("Constant", [], ["w"], value=weights), multiply],
+        "subgraph": [always, helper.make_node("If", ["always"], ["p"], then_branch=inner, else_branch=inner)],
+    }
+    model = onnx.load_from_string(build_graph(nodes[place], [declare("p", None, 3)], [declare("x", None, 3)]))
+    if place == "initializer":
+        model.graph.initializer.append(weights)
     return bytes(model.SerializeToString())
 
 

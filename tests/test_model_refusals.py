@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from app.errors import StartupError
 from app.serving.repository import load_repository
 from tests.onnx_models import (
+    Place,
     add_metadata,
     build_contrary,
     build_echo,
@@ -137,13 +139,26 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: add_metadata(convert("forest", (1, 2, 3), zipmap=True), classes="[1, 2, 9]"),
         "class",
     ),
-    "file of external data": (build_external, "onnxruntime cannot load it"),
 }
 
 
 @pytest.mark.parametrize(("build", "reason"), REFUSED.values(), ids=REFUSED)
 def test_start_is_refused_when_the_graph_does_not_fit(tmp_path: Path, build: Callable[[], bytes], reason: str) -> None:
     assert reason in read_refusal(tmp_path, build())
+
+
+@pytest.mark.parametrize("place", get_args(Place))
+@pytest.mark.parametrize("location", ["weights.bin", "./weights.bin", "{absolute}", "../{directory}/weights.bin"])
+def test_start_is_refused_when_weights_are_in_another_file_though_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Place, location: str
+) -> None:
+    (tmp_path / "weights.bin").write_bytes(bytes(36))
+    monkeypatch.chdir(tmp_path)  # where onnxruntime looks unless told otherwise
+    spelt = location.format(absolute=tmp_path / "weights.bin", directory=tmp_path.name)
+
+    assert "its weights are in another file: save it as one" in read_refusal(
+        tmp_path / "models", build_external(place, spelt)
+    )
 
 
 LONG, NUL = "a" * 201, "a\0b"

@@ -19,6 +19,9 @@ from app.serving.signature import Signature, Tensor, decision_rule, read_signatu
 WARM_UP_ROWS = (1, 64)
 """Sizes of the warm-up runs; the time of a run is predicted by the line through their medians."""
 
+NO_FOLDER = "/dev/null"
+"""Where weights outside the file are looked for: left to itself, onnxruntime reads them from the working directory."""
+
 Float32 = NDArray[np.float32]
 
 
@@ -125,11 +128,14 @@ def _open_session(content: bytes) -> Any:
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", NO_FOLDER)
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no class below this one
-        raise StartupError(f"onnxruntime cannot load it: {_first_line(error)}") from error
+        is_split = "external" in str(error).lower() or NO_FOLDER in str(error)
+        hint = "; its weights are in another file: save it as one" if is_split else ""
+        raise StartupError(f"onnxruntime cannot load it: {_first_line(error)}{hint}") from error
 
 
 def _read_signature(session: Any, content: bytes) -> Signature:
