@@ -79,7 +79,7 @@ class Jobs:
                     model.sha256,
                     signature.classes,
                     signature.positive_class,
-                    signature.feature_names,
+                    signature.describe_features(),
                 ):
                     raise StartupError(
                         f"model {model.name} version {model.version} has been served with other classes: "

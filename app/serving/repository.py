@@ -6,6 +6,7 @@ from pathlib import Path
 
 from app import metrics
 from app.errors import NotFoundError, StartupError
+from app.serving.files import read_model_file
 from app.serving.model import Model
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,8 @@ def load_repository(directory: Path, default_model: str | None) -> ModelReposito
         raise StartupError(f"MODEL_DIR is {str(directory)!r}, which has no {LAYOUT}")
     models: dict[str, dict[str, Model]] = {name: {} for name in sorted({file.parent.parent.name for file in files})}
     for file in files:
-        models[file.parent.parent.name][file.parent.name] = _load(file)
+        name, version = file.parent.parent.name, file.parent.name
+        models[name][version] = load_model(name, version, file)
     if default_model is None and len(models) > 1:
         raise StartupError(f"DEFAULT_MODEL is not set and MODEL_DIR has several models, allowed is {_or(models)}")
     if default_model is not None and default_model not in models:
@@ -57,16 +59,14 @@ def load_repository(directory: Path, default_model: str | None) -> ModelReposito
     return ModelRepository(models, default_model or next(iter(models)))
 
 
-def _load(file: Path) -> Model:
-    name, version = file.parent.parent.name, file.parent.name
+def load_model(name: str, version: str, path: Path) -> Model:
+    """Read the file once, load it and warm it up; raise StartupError that names it."""
     if not NAME.fullmatch(name) or not NAME.fullmatch(version):
-        raise StartupError(f"{str(file)!r}: names and versions are letters, digits, '.', '_', '-', up to 100")
+        raise StartupError(f"{str(path)!r}: names and versions are letters, digits, '.', '_', '-', up to 100")
     try:
-        model = Model(name, version, file.read_bytes())
+        model = Model(name, version, read_model_file(path))
     except StartupError as error:
-        raise StartupError(f"{file}: {error}") from error
-    except OSError as error:
-        raise StartupError(f"{file}: cannot be read: {error.strerror}") from error
+        raise StartupError(f"{path}: {error}") from error
     metrics.MODEL_INFO.labels(name, version, model.sha256).set(1)
     logger.info("loaded model %s version %s (%d classes)", name, version, len(model.signature.classes))
     return model
