@@ -10,7 +10,7 @@ quality/        labels -> numbers: taking labels, counting, F1 with bounds and i
 jobs            what runs in the background and when
 database/       pool, migration on start, the embedded server
 server, protocol  uvicorn with our deadlines and limits; direct: /predict without ASGI
-cli, replay, spool_commands: the commands
+cli, model_commands, replay, spool_commands: the commands
 metrics, logs, tasks, settings, errors, state: what their names say
 """
 
