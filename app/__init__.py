@@ -11,7 +11,7 @@ jobs            what runs in the background and when
 database/       pool, migration on start, the embedded server
 server, protocol  uvicorn with our deadlines and limits; direct: /predict without ASGI
 exchange/       files: labels in, to a running server; labelled rows out, from PostgreSQL
-cli, replay, spool_commands, quality_commands: the commands
+cli, model_commands, replay, spool_commands, quality_commands: the commands
 metrics, logs, tasks, settings, errors, state: what their names say
 """
 

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import math
 import sys
+from dataclasses import fields
 from datetime import date, datetime
 from pathlib import Path
 from typing import TypeAlias, get_args
@@ -14,6 +15,7 @@ from app.exchange.export import Export, ExportFormat, run_export
 from app.exchange.label_batch import EmptyLabel
 from app.exchange.label_files import Columns, LabelFormat, name_format
 from app.exchange.label_import import LabelImport, run_import
+from app.model_commands import Packing, inspect_model, pack_model
 from app.quality.export_queries import ExportFilter
 from app.quality.queries import LATEST
 from app.quality_commands import check_ledger, rebuild_ledger
@@ -48,6 +50,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     _add_labels(commands)
     _add_export(commands)
     _add_quality(commands)
+    _add_model(commands)
     return parser.parse_args(arguments)
 
 
@@ -160,6 +163,28 @@ def _add_quality(commands: Commands) -> None:
         parser.set_defaults(command=_quality, action=action)
 
 
+def _add_model(commands: Commands) -> None:
+    model = commands.add_parser("model", help="look at a model file, or add what the server needs to know")
+    actions = model.add_subparsers(required=True, metavar="ACTION")
+    inspect = actions.add_parser("inspect", help="show what the server sees in it, with a request to try")
+    inspect.add_argument("file", type=Path, metavar="FILE", help="an ONNX file")
+    inspect.set_defaults(command=lambda options: inspect_model(options.file))
+    pack = actions.add_parser("pack", help="write it with more metadata, if the server can load the result")
+    pack.add_argument("file", type=Path, metavar="FILE", help="an ONNX file")
+    pack.add_argument("--output", type=Path, required=True, metavar="FILE", help="the file to write; may be the same")
+    pack.add_argument("--feature-names", metavar="A,B,...", help="in the order of the inputs; or a JSON array")
+    pack.add_argument("--classes", metavar="A,B,...", help="in the order of the probabilities; or a JSON array")
+    pack.add_argument("--positive-class", metavar="CLASS", help="of two, the one whose probability is the score")
+    pack.add_argument(
+        "--decision-threshold", type=_at_least(0, float, at_most=1), help="the score from which it is predicted"
+    )
+    pack.add_argument("--missing-values", choices=["allowed", "refused"], help="whether null is NaN, or refused")
+    pack.add_argument("--output-kind", choices=["probabilities", "logits"], help="what the graph answers")
+    pack.add_argument("--example", metavar="JSON", help="a row that the model takes, as array or object")
+    pack.add_argument("--training-f1", type=_at_least(0, float, at_most=1), help="F1 on held-out rows")
+    pack.set_defaults(command=_pack_model)
+
+
 def _serve(options: argparse.Namespace) -> int:
     serve(options.host, options.port, access_log=options.access_log)
     return 0
@@ -176,6 +201,11 @@ def _replay(options: argparse.Namespace) -> int:
         labels=options.labels,
     )
     return asyncio.run(run_replay(plan))
+
+
+def _pack_model(options: argparse.Namespace) -> int:
+    values = {field.name: getattr(options, field.name) for field in fields(Packing)}
+    return pack_model(options.file, options.output, Packing(**values))
 
 
 def _show_spool(options: argparse.Namespace) -> int:

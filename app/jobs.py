@@ -102,7 +102,7 @@ class Jobs:
                 model.sha256,
                 signature.classes,
                 signature.positive_class,
-                signature.feature_names,
+                signature.describe_features(),
             )
 
     async def refresh_quality(self) -> None:

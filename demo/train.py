@@ -44,7 +44,7 @@ def main() -> None:
     classifier = fit(features[:-HELD_OUT_ROWS], labels[:-HELD_OUT_ROWS])
     held_out_f1 = measure_f1(classifier, features[-HELD_OUT_ROWS:], labels[-HELD_OUT_ROWS:])
     model = convert(classifier, names)
-    onnx.helper.set_model_props(model, describe(names, held_out_f1))
+    onnx.helper.set_model_props(model, describe(names, held_out_f1, features[0]))
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(model.SerializeToString(deterministic=True))
     print(f"{output}: F1 {held_out_f1:.4f} on {HELD_OUT_ROWS} held-out rows")
@@ -87,7 +87,7 @@ def convert(classifier: GradientBoostingClassifier, names: list[str]) -> onnx.Mo
     return model
 
 
-def describe(names: list[str], training_f1: float) -> dict[str, str]:
+def describe(names: list[str], training_f1: float, example: Rows) -> dict[str, str]:
     """Return the metadata that the server reads from the model file."""
     return {
         "feature_names": json.dumps(names),
@@ -95,6 +95,7 @@ def describe(names: list[str], training_f1: float) -> dict[str, str]:
         "positive_class": json.dumps(1),
         "decision_threshold": str(DECISION_THRESHOLD),
         "training_f1": repr(training_f1),
+        "example": json.dumps([float(str(value)) for value in example]),
         "description": "Will a car loan be repaid? Gradient-boosted trees on NannyML's synthetic car loan data.",
     }
 

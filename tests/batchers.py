@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.serving.batching import Batcher
-from app.serving.model import Float32, Model, Scores
+from app.serving.model import Model, Scores
+from app.serving.probabilities import Float32
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """ONNX classifiers for tests: trained with scikit-learn, or built by hand to behave in one known way."""
 
 import functools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,8 @@ from sklearn.ensemble import (
 )
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
-from app.serving.model import Float32, Model
+from app.serving.model import Model
+from app.serving.probabilities import Float32
 
 Classes = tuple[int, ...] | tuple[str, ...]
 Kind = Literal["logistic", "forest", "boosting", "bagging", "stacking", "regression"]
@@ -82,11 +84,14 @@ def build_graph(
     nodes: Sequence[NodeProto],
     outputs: Sequence[ValueInfoProto],
     inputs: Sequence[ValueInfoProto],
+    initializers: Sequence[TensorProto] = (),
+    /,
     **metadata: str,
 ) -> bytes:
     """Build a model by hand, in the format that onnxruntime of 2022 and later reads."""
     opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
-    model = helper.make_model(helper.make_graph(nodes, "by-hand", inputs, outputs), opset_imports=opsets, ir_version=8)
+    graph = helper.make_graph(nodes, "by-hand", inputs, outputs, initializers)
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     helper.set_model_props(model, metadata)
     return bytes(model.SerializeToString())
 
@@ -98,6 +103,7 @@ def declare(name: str, *shape: int | str | None, type_: int = TensorProto.FLOAT)
 
 def build_echo(width: int = 3, **metadata: str) -> bytes:
     """Build a model without label output whose probabilities are the features themselves."""
+    metadata = {"classes": json.dumps(list(range(width)))} | metadata
     return build_graph(
         [helper.make_node("Identity", ["x"], ["p"])],
         [declare("p", None, width)],
@@ -146,7 +152,7 @@ def build_imputing(**metadata: str) -> bytes:
         helper.make_node("Constant", [], ["filler"], value_float=0.25),
         helper.make_node("Where", ["missing", "filler", "x"], ["p"]),
     ]
-    return build_graph(nodes, [declare("p", None, 3)], [declare("x", None, 3)], **metadata)
+    return build_graph(nodes, [declare("p", None, 3)], [declare("x", None, 3)], classes="[0, 1, 2]", **metadata)
 
 
 def build_dividing() -> bytes:
@@ -156,16 +162,28 @@ def build_dividing() -> bytes:
         helper.make_node("ReduceSum", ["x", "axes"], ["sum"], keepdims=1),
         helper.make_node("Div", ["x", "sum"], ["p"]),
     ]
-    return build_graph(nodes, [declare("p", None, 2)], [declare("x", None, 2)])
+    return build_graph(nodes, [declare("p", None, 2)], [declare("x", None, 2)], classes="[0, 1]")
 
 
-def build_external() -> bytes:
-    """Build a model whose weights are in a file that is not there."""
-    model = onnx.load_from_string(build_echo())
-    weights = model.graph.initializer.add(name="w", data_type=TensorProto.FLOAT, dims=[3, 3])
-    weights.data_location = TensorProto.EXTERNAL
-    weights.external_data.add(key="location", value="weights.bin")
-    model.graph.node[0].CopyFrom(helper.make_node("MatMul", ["x", "w"], ["p"]))
+Place = Literal["initializer", "constant", "subgraph"]
+
+
+def build_external(place: Place = "initializer", location: str = "weights.bin") -> bytes:
+    """Build a model whose weights, float32 (3, 3), are in another file."""
+    weights = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[3, 3], data_location=TensorProto.EXTERNAL)
+    weights.external_data.add(key="location", value=location)
+    weights.external_data.add(key="length", value="36")
+    multiply = helper.make_node("MatMul", ["x", "w"], ["p"])
+    inner = helper.make_graph([multiply], "inner", [], [declare("p", None, 3)], [weights])
+    always = helper.make_node("Constant", [], ["always"], value=helper.make_tensor("always", TensorProto.BOOL, [], [1]))
+    nodes = {
+        "initializer": [multiply],
+        "constant": [helper.make_node("Constant", [], ["w"], value=weights), multiply],
+        "subgraph": [always, helper.make_node("If", ["always"], ["p"], then_branch=inner, else_branch=inner)],
+    }
+    model = onnx.load_from_string(build_graph(nodes[place], [declare("p", None, 3)], [declare("x", None, 3)]))
+    if place == "initializer":
+        model.graph.initializer.append(weights)
     return bytes(model.SerializeToString())
 
 
@@ -178,7 +196,7 @@ def build_fragile() -> bytes:
         helper.make_node("Gather", ["table", "indices"], ["zeros"]),
         helper.make_node("Add", ["x", "zeros"], ["p"]),
     ]
-    return build_graph(nodes, [declare("p", None, 2)], [declare("x", None, 2)])
+    return build_graph(nodes, [declare("p", None, 2)], [declare("x", None, 2)], classes="[0, 1]")
 
 
 def build_slow(layers: int = 60, size: int = 512) -> bytes:
@@ -197,7 +215,7 @@ def build_slow(layers: int = 60, size: int = 512) -> bytes:
         helper.make_node("Mul", ["sum", "zero"], ["zeros"]),
         helper.make_node("Add", ["x", "zeros"], ["p"]),
     ]
-    return build_graph(nodes, [declare("p", None, 2)], [declare("x", None, 2)])
+    return build_graph(nodes, [declare("p", None, 2)], [declare("x", None, 2)], classes="[0, 1]")
 
 
 def write_model(directory: Path, content: bytes, name: str = "model", version: str = "1") -> Path:

@@ -62,7 +62,9 @@ async def insert_records(connection: Connection, records: Sequence[Record]) -> i
 async def register_demo(connection: Connection, model: str = MODEL, classes: Sequence[int | str] = (0, 1)) -> None:
     """Record a version as a server that loads it does."""
     positive = str(classes[-1]) if len(classes) == 2 else None
-    assert await register_version(connection, model, VERSION, "0" * 64, classes, positive, ["f0"])
+    assert await register_version(
+        connection, model, VERSION, "0" * 64, classes, positive, [{"name": "f0", "type": "number"}]
+    )
 
 
 def make_label(key: UUID | str, label: str | None, observed_at: datetime, received_at: datetime | None = None) -> Label:

@@ -4,9 +4,11 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from prometheus_client import REGISTRY
 
 from app.errors import UnavailableError
@@ -18,7 +20,8 @@ from app.serving.batching import (
     OverloadedError,
     open_executor,
 )
-from app.serving.model import Float32, Model, Scores
+from app.serving.model import Model, Scores
+from app.serving.probabilities import Float32
 from tests.batchers import ScoringBatcher
 from tests.onnx_models import build_echo, build_fragile, build_slow
 
@@ -37,11 +40,11 @@ class WatchedModel(Model):
         self.started, self.gate = threading.Event(), threading.Event()
         self.gate.set()
 
-    def score(self, features: Float32) -> Scores:
-        self.runs.append(len(features))
+    def score(self, *arrays: NDArray[Any]) -> Scores:
+        self.runs.append(len(arrays[0]))
         self.started.set()
         assert self.gate.wait(timeout=10), "the run was held back too long"
-        return super().score(features)
+        return super().score(*arrays)
 
 
 @pytest.fixture

@@ -80,14 +80,21 @@ UNACCEPTABLE: dict[str, tuple[bytes, list[tuple[str, str]]]] = {
     "instances-object": (b'{"instances": {"0": [1,2,3,4,5]}}', [("/instances", "wrong_type")]),
     "instance-null": (b'{"instances": [[1,2,3,4,5], null]}', [("/instances/1", "wrong_type")]),
     "bool": (b'{"features": [1,true,3,4,5]}', [("/features/1", "wrong_type")]),
-    "bool-by-name": (b'{"features": {"loan_length": false}}', [("/features/loan_length", "wrong_type")]),
+    "bool-by-name": (b'{"features": {"loan_length": false}}', [*MISSING_FOUR, ("/features/loan_length", "wrong_type")]),
     "text-value": (b'{"features": [1,2,"3",4,5]}', [("/features/2", "wrong_type")]),
     "text-value-in-a-batch": (b'{"instances": [[1,2,3,4,5], [1,2,3,4,"5"]]}', [("/instances/1/4", "wrong_type")]),
     "text-value-by-name-in-a-batch": (
         b'{"instances": [{"car_value": 1}, {"car_value": 1, "loan_length": "2"}]}',
-        [("/instances/1/loan_length", "wrong_type")],
+        [
+            *[("/instances/0", "missing_feature")] * 4,
+            *[("/instances/1", "missing_feature")] * 3,
+            ("/instances/1/loan_length", "wrong_type"),
+        ],
     ),
-    "text-value-by-escaped-name": (b'{"features": {"a/b~c": "1"}}', [("/features/a~1b~0c", "wrong_type")]),
+    "text-value-and-null": (
+        b'{"features": [1,null,"3",false,5]}',
+        [("/features/1", "missing_value"), ("/features/2", "wrong_type"), ("/features/3", "wrong_type")],
+    ),
     "null-value": (b'{"features": [1,2,3,4,null]}', [("/features/4", "missing_value")]),
     "null-value-by-name": (
         b'{"features": {' + MEMBERS.replace(b"1.5", b"null") + b"}}",
@@ -109,11 +116,11 @@ UNACCEPTABLE: dict[str, tuple[bytes, list[tuple[str, str]]]] = {
     ),
     "10**400-by-name": (
         b'{"features": {"car_value": 1%s}}' % (b"0" * 400),
-        [("/features/car_value", "out_of_range")],
+        [*MISSING_FOUR, ("/features/car_value", "out_of_range")],
     ),
     "5000-digits-by-name": (b'{"features": {"car_value": %s}}' % DIGITS, [("/features/car_value", "out_of_range")]),
-    "wrong-type-by-name-before-1e400": (
-        b'{"features": {"car_value": "x"}, "version": 1e400}',
+    "value-by-name-before-1e400": (
+        b'{"features": {"car_value": [1], "loan_length": 2}, "version": 1e400}',
         [("/features/car_value", "wrong_type")],
     ),
     "5000-digits-version": (b'{"features": [1,2,3,4,5], "version": %s}' % DIGITS, [("/version", "out_of_range")]),

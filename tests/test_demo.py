@@ -106,13 +106,15 @@ def test_metadata_describes_the_model() -> None:
     metadata = open_model(MODEL).get_modelmeta().custom_metadata_map
 
     assert metadata.keys() == {
-        "feature_names", "classes", "positive_class", "decision_threshold", "training_f1", "description",
+        "feature_names", "classes", "positive_class", "decision_threshold", "training_f1", "example", "description",
     }  # fmt: skip
     assert json.loads(metadata["feature_names"]) == FEATURES
     assert json.loads(metadata["classes"]) == [0, 1]
     assert json.loads(metadata["positive_class"]) == 1
     assert metadata["decision_threshold"] == "0.5"
     assert metadata["description"]
+    first = read_columns("reference.csv.gz", *FEATURES)[0].tolist()
+    assert json.loads(metadata["example"]) == pytest.approx(first, rel=1e-6)
 
 
 def test_training_f1_is_that_of_the_held_out_reference_rows() -> None:

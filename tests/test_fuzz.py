@@ -1,13 +1,19 @@
 """Whatever is sent to /predict and /labels: 200 or a well-formed 4xx, never an error of the server."""
 
 import json
+from collections.abc import AsyncIterator
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import httpx2
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.answers import BY_NAME, FEATURES, JSON_HEADERS, NDJSON_HEADERS, read_problem
+from tests.conftest import OpenClient
+from tests.family_models import make_mixture
+from tests.onnx_models import write_model
 
 moderate = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 """The application is opened once for all examples: none of them may change what the next one is answered."""
@@ -97,6 +103,30 @@ async def test_predict_is_200_or_4xx_when_members_are_arbitrary(client: httpx2.A
 )
 async def test_predict_is_200_or_4xx_when_a_valid_body_is_spoilt(client: httpx2.AsyncClient, body: bytes) -> None:
     await check(client, "/predict", body)
+
+
+MIXED_VALUES = st.one_of(NUMBERS, st.booleans(), st.none(), TEXTS, st.text(max_size=5))
+MIXED_ROWS = st.one_of(
+    st.tuples(NUMBERS, NUMBERS, st.booleans(), TEXTS).map(list),
+    st.lists(MIXED_VALUES, min_size=3, max_size=5),
+    st.fixed_dictionaries(dict.fromkeys(make_mixture().names, MIXED_VALUES), optional={"other": MIXED_VALUES}),
+)
+
+
+@pytest.fixture
+async def mixed(open_client: OpenClient, tmp_path: Path) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of a model of numbers, which may be missing, a boolean and a text."""
+    write_model(tmp_path / "models", make_mixture(missing_values="allowed").content)
+    async with open_client(MODEL_DIR=str(tmp_path / "models")) as opened:
+        yield opened
+
+
+@moderate
+@given(rows=st.lists(MIXED_ROWS, min_size=1, max_size=4))
+async def test_predict_is_200_or_4xx_when_features_are_of_every_kind(
+    mixed: httpx2.AsyncClient, rows: list[object]
+) -> None:
+    await check(mixed, "/predict", spell({"instances": rows}))
 
 
 @moderate

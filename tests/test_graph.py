@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from app.serving.graph import CLASS_ATTRIBUTES, read_classes
+from app.serving.graph import (
+    CLASS_ATTRIBUTES,
+    list_optional_inputs,
+    read_categories,
+    read_classes,
+    read_operator,
+    set_metadata,
+)
+from tests.family_models import BRANDS, CITIES, LOGITS, SOFTMAX, make_mixture, make_network, make_pipeline
 from tests.onnx_models import Classes, build_echo, build_graph, build_linear, convert, declare
 
 CONTENTS: dict[str, Callable[[], bytes]] = {
@@ -112,3 +120,41 @@ def read_or_refuse(content: bytes) -> None:
     except ValueError:
         return
     assert classes is None or {type(name) for name in classes} in ({int}, {str})
+
+
+@pytest.mark.parametrize(
+    ("last", "operator"),
+    [(SOFTMAX, "Softmax"), (LOGITS, "Gemm"), (helper.make_node("Tanh", ["logits"], ["other"]), None)],
+    ids=["made by it", "passed on", "not made"],
+)
+def test_operator_is_that_which_makes_the_output(last: onnx.NodeProto, operator: str | None) -> None:
+    assert read_operator(make_network(3, last).content, "p") == operator
+
+
+def test_categories_are_the_encoders() -> None:
+    assert read_categories(make_pipeline(zipmap=True).content) == [CITIES, BRANDS]
+
+
+def test_optional_inputs_are_those_with_a_value_in_the_file() -> None:
+    assert list_optional_inputs(make_mixture().content) == ["weight"]
+
+
+def test_metadata_is_what_onnx_reads_when_entries_are_set() -> None:
+    before = build_echo(2, classes="[1, 2]", other="kept")
+
+    after = set_metadata(set_metadata(before, {"classes": '["größe", "b"]', "a": ""}), {"a": "x" * 100_000})
+
+    read, expected = onnx.load_from_string(after), onnx.load_from_string(before)
+    assert {entry.key: entry.value for entry in read.metadata_props} == {
+        "classes": '["größe", "b"]',
+        "other": "kept",
+        "a": "x" * 100_000,
+    }
+    del read.metadata_props[:], expected.metadata_props[:]
+    assert read == expected
+
+
+@each_small_content
+def test_metadata_is_not_set_when_the_file_is_truncated(build: Callable[[], bytes]) -> None:
+    with pytest.raises(ValueError, match="truncated"):
+        set_metadata(build()[:-1], {"a": "b"})

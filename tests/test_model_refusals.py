@@ -1,8 +1,10 @@
 """Models that cannot be served stop the start with one line that names the file and what is wrong with it."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -12,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from app.errors import StartupError
 from app.serving.loading import load_models
 from tests.onnx_models import (
+    Place,
     add_metadata,
     build_contrary,
     build_echo,
@@ -44,11 +47,40 @@ def read_refusal(tmp_path: Path, content: bytes) -> str:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\0" * 100, b"PK\x03\x04 a zip file", b"not a model " * 50, build_echo()[:-10]],
-    ids=["empty", "zeros", "zip", "text", "truncated"],
+    [b"\0" * 100, b"PK\x03\x04 a zip file", b"not a model " * 50, build_echo()[:-10]],
+    ids=["zeros", "zip", "text", "truncated"],
 )
 def test_start_is_refused_when_the_file_is_no_onnx(tmp_path: Path, content: bytes) -> None:
     assert "onnxruntime cannot load it" in read_refusal(tmp_path, content)
+
+
+def test_start_is_refused_when_the_file_is_empty(tmp_path: Path) -> None:
+    assert read_refusal(tmp_path, b"") == "is empty"
+
+
+def test_start_is_refused_when_the_file_is_larger_than_any_model(tmp_path: Path) -> None:
+    file = write_model(tmp_path, b"x")
+    os.truncate(file, 2 * 1024**3)  # a hole: nothing is written
+
+    with pytest.raises(StartupError, match=r"has 2,147,483,648 bytes, an ONNX file has at most 2,147,483,647$"):
+        load_models(tmp_path, None)
+
+
+def test_start_is_refused_when_reading_the_file_would_not_end(tmp_path: Path) -> None:
+    (tmp_path / "model" / "1").mkdir(parents=True)
+    os.mkfifo(tmp_path / "model" / "1" / "model.onnx")
+
+    with pytest.raises(StartupError, match=r"model\.onnx: cannot be read: not a regular file$"):
+        load_models(tmp_path, None)
+
+
+@pytest.mark.parametrize("domain", ["", "my.domain"], ids=["no such operator", "custom library"])
+def test_start_is_refused_when_an_operator_is_unknown(tmp_path: Path, domain: str) -> None:
+    node = helper.make_node("MyOperator", ["x"], ["p"], domain=domain)
+    model = onnx.load_from_string(build_graph([node], [declare("p", None, 3)], [declare("x", None, 3)]))
+    model.opset_import.append(helper.make_opsetid("my.domain", 1))
+
+    assert "onnxruntime cannot load it" in read_refusal(tmp_path, model.SerializeToString())
 
 
 def test_start_is_refused_when_a_trained_model_is_cut_within_its_graph(tmp_path: Path) -> None:
@@ -59,28 +91,38 @@ def test_start_is_refused_when_a_trained_model_is_cut_within_its_graph(tmp_path:
 
 
 INPUTS = {
-    "two": [declare("x", None, 3), declare("z", None, 3)],
-    "int64": [declare("x", None, 3, type_=TensorProto.INT64)],
-    "double": [declare("x", None, 3, type_=TensorProto.DOUBLE)],
-    "text": [declare("x", None, 3, type_=TensorProto.STRING)],
-    "rank 1": [declare("x", None)],
-    "rank 3": [declare("x", None, 3, 3)],
+    "image": ([declare("x", None, 3, 32, 32)], "put reshaping and casting into the graph"),
+    "scalar": ([declare("x")], "put reshaping and casting into the graph"),
+    "half precision": ([declare("x", None, 3, type_=TensorProto.FLOAT16)], "put reshaping and casting into the graph"),
+    "bytes": ([declare("x", None, 3, type_=TensorProto.UINT8)], "put reshaping and casting into the graph"),
+    "sequence": (
+        [helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, [None, 3])],
+        "put reshaping and casting into the graph",
+    ),
+    "eight rows": ([declare("x", 8, 3)], "export with a free first dimension"),
+    "vector of one row": ([declare("x", 3)], "export with a free first dimension"),
+    "free width": ([declare("x", None, None)], 'add metadata "feature_names"'),
+    "two free widths": ([declare("x", None, None), declare("z", None, None)], 'add metadata "feature_names"'),
+    "equal names": ([declare("x", None, 2), declare("x_1", None, 1)], "name a feature twice"),
+    "no width": ([declare("x", None, 0)], "are none"),
+    "none": ([], "are none"),
 }
 
 
-@pytest.mark.parametrize("inputs", INPUTS.values(), ids=INPUTS)
-def test_start_is_refused_when_the_input_is_no_float_matrix(tmp_path: Path, inputs: list[onnx.ValueInfoProto]) -> None:
-    first = inputs[0].type.tensor_type
-    output = onnx.ValueInfoProto(name="p", type=onnx.TypeProto(tensor_type=first))
-    content = build_graph([IDENTITY], [output], inputs)
+@pytest.mark.parametrize(("inputs", "reason"), INPUTS.values(), ids=INPUTS)
+def test_start_is_refused_when_the_inputs_are_not_rows(
+    tmp_path: Path, inputs: list[onnx.ValueInfoProto], reason: str
+) -> None:
+    node = helper.make_node("Constant", [], ["p"], value=numpy_helper.from_array(np.zeros((1, 2), np.float32), "p"))
+    content = build_graph([node], [declare("p", None, 2)], inputs, classes="[0, 1]")
 
-    assert "supported is one tensor(float) of shape [N, features]" in read_refusal(tmp_path, content)
+    assert reason in read_refusal(tmp_path, content)
 
 
 OUTPUTS: dict[str, Callable[[], bytes]] = {
-    "double": lambda: build_graph(
-        [helper.make_node("Cast", ["x"], ["p"], to=TensorProto.DOUBLE)],
-        [declare("p", None, 3, type_=TensorProto.DOUBLE)],
+    "half precision": lambda: build_graph(
+        [helper.make_node("Cast", ["x"], ["p"], to=TensorProto.FLOAT16)],
+        [declare("p", None, 3, type_=TensorProto.FLOAT16)],
         [declare("x", None, 3)],
     ),
     "label alone": lambda: build_graph(
@@ -93,9 +135,12 @@ OUTPUTS: dict[str, Callable[[], bytes]] = {
         [declare("p", None, 3), declare("q", None, 3)],
         [declare("x", None, 3)],
     ),
-    "vector": lambda: build_graph(
-        [helper.make_node("ReduceMax", ["x"], ["p"], axes=[1], keepdims=0)],
-        [declare("p", None)],
+    "rank 3": lambda: build_graph(
+        [
+            helper.make_node("Unsqueeze", ["x", "axes"], ["p"]),
+            helper.make_node("Constant", [], ["axes"], value_ints=[2]),
+        ][::-1],
+        [declare("p", None, 3, 1)],
         [declare("x", None, 3)],
     ),
 }
@@ -106,8 +151,51 @@ def test_start_is_refused_when_there_are_no_probabilities(tmp_path: Path, build:
     assert "supported is a label (int64 or string) with probabilities" in read_refusal(tmp_path, build())
 
 
+def build_scores(*nodes: onnx.NodeProto, width: int | None, **metadata: str) -> bytes:
+    """Build a model of three features whose output `p` these nodes make."""
+    shape = (None,) if width is None else (None, width)
+    return build_graph(nodes, [declare("p", *shape)], [declare("x", None, 3)], **metadata)
+
+
+NOT_CERTAIN = "nothing says that they are probabilities"
+MAXIMUM = helper.make_node("ReduceMax", ["x"], ["p"], axes=[1], keepdims=0)
+
+UNCERTAIN: dict[str, tuple[Callable[[], bytes], str]] = {
+    "regressor": (lambda: convert("regression", (0, 1)), NOT_CERTAIN),
+    "embedding": (lambda: build_scores(helper.make_node("Tanh", ["x"], ["p"]), width=3), NOT_CERTAIN),
+    "vector": (lambda: build_scores(MAXIMUM, width=None), NOT_CERTAIN),
+    "several labels at once": (
+        lambda: build_scores(helper.make_node("Sigmoid", ["x"], ["p"]), width=3),
+        "no classifier",
+    ),
+    "negative": (
+        lambda: build_scores(
+            helper.make_node("Constant", [], ["one"], value_float=1.0),
+            helper.make_node("Sub", ["x", "one"], ["p"]),
+            width=3,
+            classes="[0, 1, 2]",
+        ),
+        'add metadata "output": logits',
+    ),
+    "logits": (
+        lambda: build_scores(
+            helper.make_node("Constant", [], ["two"], value_float=2.0),
+            helper.make_node("Add", ["x", "two"], ["p"]),
+            width=3,
+            classes="[0, 1, 2]",
+        ),
+        'add metadata "output": logits',
+    ),
+    "column for three classes": (lambda: build_scores(MAXIMUM, width=None, classes="[0, 1, 2]"), "for 1 columns"),
+}
+
+
+@pytest.mark.parametrize(("build", "reason"), UNCERTAIN.values(), ids=UNCERTAIN)
+def test_start_is_refused_when_it_may_be_no_classifier(tmp_path: Path, build: Callable[[], bytes], reason: str) -> None:
+    assert reason in read_refusal(tmp_path, build())
+
+
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
-    "regressor": (lambda: convert("regression", (0, 1)), "supported are two or more"),
     "one class": (lambda: build_echo(1, classes='["only"]'), "supported are two or more"),
     "equal classes in the graph": (lambda: build_linear(("a", "a")), "supported are two or more different ones"),
     "unknown classes": (lambda: build_contrary(3), 'add metadata "classes"'),
@@ -115,7 +203,6 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: build_graph([IDENTITY], [declare("p", None, "k")], [declare("x", None, "k")], classes="[0, 1]"),
         'add metadata "feature_names"',
     ),
-    "no features": (lambda: build_echo(0, classes="[0, 1]"), "0 columns"),
     "width found at run time": (
         lambda: build_graph(
             [IDENTITY],
@@ -126,10 +213,6 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         ),
         "probabilities have the shape (1, 3), expected is (1, 2)",
     ),
-    "fixed batch size": (
-        lambda: build_graph([IDENTITY], [declare("p", 1, 3)], [declare("x", 1, 3)]),
-        "a run on 64 rows of zeros failed",
-    ),
     "one label for all rows": (lambda: build_echo_with_label(2, CONSTANT_LABEL, classes="[0, 1]"), "label"),
     "integer label for text classes": (lambda: build_contrary(2, classes='["a", "b"]'), "labels are"),
     "label that is no class": (lambda: build_contrary(2, classes="[1, 2]"), "class"),
@@ -137,13 +220,26 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: add_metadata(convert("forest", (1, 2, 3), zipmap=True), classes="[1, 2, 9]"),
         "class",
     ),
-    "file of external data": (build_external, "onnxruntime cannot load it"),
 }
 
 
 @pytest.mark.parametrize(("build", "reason"), REFUSED.values(), ids=REFUSED)
 def test_start_is_refused_when_the_graph_does_not_fit(tmp_path: Path, build: Callable[[], bytes], reason: str) -> None:
     assert reason in read_refusal(tmp_path, build())
+
+
+@pytest.mark.parametrize("place", get_args(Place))
+@pytest.mark.parametrize("location", ["weights.bin", "./weights.bin", "{absolute}", "../{directory}/weights.bin"])
+def test_start_is_refused_when_weights_are_in_another_file_though_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Place, location: str
+) -> None:
+    (tmp_path / "weights.bin").write_bytes(bytes(36))
+    monkeypatch.chdir(tmp_path)  # where onnxruntime looks unless told otherwise
+    spelt = location.format(absolute=tmp_path / "weights.bin", directory=tmp_path.name)
+
+    assert "its weights are in another file: save it as one" in read_refusal(
+        tmp_path / "models", build_external(place, spelt)
+    )
 
 
 LONG, NUL = "a" * 201, "a\0b"
@@ -168,8 +264,8 @@ METADATA: dict[str, tuple[int, dict[str, str], str]] = {
     "feature_names: no JSON": (3, {"feature_names": "a,b,c"}, '"feature_names" is not JSON'),
     "feature_names: too few": (3, {"feature_names": '["a", "b"]'}, "2 names for 3 features"),
     "feature_names: too many": (3, {"feature_names": '["a", "b", "c", "d"]'}, "4 names for 3 features"),
-    "feature_names: none": (3, {"feature_names": "[]"}, "is empty"),
-    "feature_names: twice the same": (3, {"feature_names": '["a", "b", "a"]'}, "names a feature twice"),
+    "feature_names: none": (3, {"feature_names": "[]"}, "are none"),
+    "feature_names: twice the same": (3, {"feature_names": '["a", "b", "a"]'}, "name a feature twice"),
     "feature_names: NUL": (3, {"feature_names": json.dumps(["a", "b", NUL])}, "not a JSON array"),
     "feature_names: too long": (3, {"feature_names": json.dumps(["a", "b", LONG])}, "texts up to 200"),
     "positive_class: unknown": (2, {"positive_class": "2"}, "the classes are [0, 1]"),
@@ -182,6 +278,12 @@ METADATA: dict[str, tuple[int, dict[str, str], str]] = {
     "decision_threshold: no number": (2, {"decision_threshold": "half"}, "no finite number"),
     "decision_threshold: of three": (3, {"decision_threshold": "0.5"}, "for two classes"),
     "missing_values: unknown": (2, {"missing_values": "yes"}, "allowed is refused or allowed"),
+    "output: unknown": (2, {"output": "log"}, "allowed is probabilities or logits"),
+    "example: no JSON": (2, {"example": "1, 2"}, '"example" is not JSON'),
+    "example: too short": (2, {"example": "[1]"}, "not a JSON array of 2 values"),
+    "example: wrong type": (2, {"example": '[1, "2"]'}, "feature 'f1': expected number"),
+    "example: no such names": (2, {"example": '{"a": 1}'}, "feature 'f0': this model does not take missing values"),
+    "example: NaN": (2, {"example": "[1, NaN]"}, "feature 'f1': the number does not fit"),
     "training_f1: infinite": (2, {"training_f1": "inf"}, "no finite number"),
 }
 

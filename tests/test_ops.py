@@ -128,7 +128,7 @@ async def test_model_is_described_when_loaded(client: httpx2.AsyncClient) -> Non
         "pinned": False,
         "trouble": None,
         "sha256": hashlib.sha256(DEMO_FILE.read_bytes()).hexdigest(),
-        "inputs": [{"name": name, "type": "float"} for name in NAMES],
+        "inputs": [{"name": name, "type": "number"} for name in NAMES],
         "missing_values": "refused",
         "classes": [0, 1],
         "positive_class": 1,

@@ -141,6 +141,17 @@ def test_other_files_are_ignored(tmp_path: Path) -> None:
     assert loaded.refusals == {}
 
 
+def test_links_are_followed(tmp_path: Path) -> None:
+    file = write_model(tmp_path / "elsewhere", build_echo())
+    (tmp_path / "models" / "linked").mkdir(parents=True)
+    (tmp_path / "models" / "linked" / "1").symlink_to(file.parent)
+    (tmp_path / "models" / "linked" / "2").mkdir()
+    (tmp_path / "models" / "linked" / "2" / "model.onnx").symlink_to(file)
+    (tmp_path / "models" / "linked" / "3").symlink_to(tmp_path / "gone")
+
+    assert [model.version for model in load_models(tmp_path / "models", None).models] == ["1", "2"]
+
+
 def test_start_is_refused_when_model_dir_is_empty(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match=r"^MODEL_DIR is '.*', which has no <name>/<version>/model\.onnx$"):
         load_models(tmp_path, None)

@@ -226,7 +226,8 @@ async def test_connection_to_a_database_that_is_not_there_is_configuration(postg
 
 
 async def register(connection: asyncpg.Connection, classes: Sequence[int | str], sha256: str = "0" * 64) -> bool:
-    return await register_version(connection, "car-loan", "1", sha256, classes, str(classes[-1]), ["f0"])
+    inputs = [{"name": "f0", "type": "number"}]
+    return await register_version(connection, "car-loan", "1", sha256, classes, str(classes[-1]), inputs)
 
 
 async def test_version_is_registered_again_with_another_file(connection: asyncpg.Connection) -> None:

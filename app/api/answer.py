@@ -16,6 +16,7 @@ from app.errors import Fault, InvalidRequestError, invalid
 from app.prediction_log.log import PredictionLog
 from app.prediction_log.record import Record, Rows, encode_records, make_prediction_ids, read_clock_ms, time_from_ms
 from app.serving.batching import Batcher
+from app.serving.features import Value
 from app.serving.model import Model, Scores
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ ENCODE_SECONDS_PER_ROW = 5e-6
 class PredictJob:
     """One request: rows of values in the model's order, what goes with them into the log, and its answer to come."""
 
-    values: list[list[float | None]]
+    values: list[list[Value]]
     external_ids: Sequence[str | None]
     request_id: str
     many: bool
@@ -107,11 +108,10 @@ def answer_batch(model: Model, jobs: Sequence[PredictJob]) -> BatchAnswer:
     return BatchAnswer(encode_records(records), bodies, scores.predicted, scores.scores)
 
 
-def run_model(model: Model, rows: Sequence[Sequence[float | None]]) -> Scores:
+def run_model(model: Model, rows: Sequence[Sequence[Value]]) -> Scores:
     """Score checked rows; a graph that fails on them is answered 422, since only this input makes it fail."""
-    features = np.array(rows, dtype=np.float64).astype(np.float32)
     try:
-        return model.score(features)
+        return model.score_rows(rows)
     except Exception as error:  # onnxruntime's errors share no class below this one
         logger.warning("model %s version %s fails on %d rows: %s", model.name, model.version, len(rows), error)
         raise InvalidRequestError("the model fails on this input") from error

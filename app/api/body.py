@@ -17,9 +17,13 @@ from app.errors import (
     UnsupportedMediaTypeError,
     invalid,
 )
+from app.serving.features import Value
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+Row = list[Value] | dict[str, Value]
+"""One row as the client sent it: values in the model's order, or by feature name."""
 
 LARGE_BODY_BYTES = 32 * 1024
 """Bodies from this size are worked on in a thread: smaller ones take well under a millisecond on the event loop."""
@@ -122,15 +126,18 @@ def _locate(error: msgspec.ValidationError, body: bytes, prefix: str, where: str
     return invalid(Fault(pointer, _name_code(detail), where + detail))
 
 
+VALUE_DECODER = msgspec.json.Decoder[Value](Value)
+
+
 def _name_hidden_key(steps: list[str | int], body: bytes) -> list[str | int]:
-    """Replace the `...` that msgspec shows for the key of an object by the first key whose value is no number."""
+    """Replace the `...` that msgspec shows for the key of an object by the first whose value no feature has."""
     container, at = msgspec.Raw(body), steps.index("...")
     for step in steps[:at]:
         kind: Any = dict[str, msgspec.Raw] if isinstance(step, str) else list[msgspec.Raw]
         container = msgspec.json.decode(container, type=kind)[step]
     for key, value in msgspec.json.decode(container, type=dict[str, msgspec.Raw]).items():
         try:
-            msgspec.json.decode(value, type=float | None)
+            VALUE_DECODER.decode(value)
         except msgspec.ValidationError:
             return [*steps[:at], key]
     return steps[:at]

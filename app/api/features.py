@@ -1,26 +1,20 @@
-"""Feature rows of a request to one array per model input."""
+"""Feature rows of a request, checked: values in the model's order, or everything that is wrong with them."""
 
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
-
-from app.api.body import escape_step
+from app.api.body import Row, escape_step
 from app.errors import Fault, InvalidRequestError, invalid
+from app.serving.features import NUMBERS, Feature, Value
 from app.serving.signature import Signature
-
-Row = list[float | None] | dict[str, float | None]
-"""One row as the client sent it: values in the model's order, or by feature name; None is a missing value."""
 
 Pointers = Callable[[], Sequence[str]]
 """Names the JSON pointers of the rows; called only for rows that are refused."""
 
-MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
-
-def read_features(rows: Sequence[Row], signature: Signature, pointers: Pointers) -> list[list[float | None]]:
-    """Return the rows in the model's order, n_features finite float32 each; raise 422 with all faults of all rows."""
+def read_features(rows: Sequence[Row], signature: Signature, pointers: Pointers) -> list[list[Value]]:
+    """Return the rows in the model's order, each value one that it takes; raise 422 with all faults of all rows."""
     names, width = signature.feature_names, len(signature.feature_names)
-    ordered: list[list[float | None]] = []
+    ordered: list[list[Value]] = []
     for row in rows:
         if isinstance(row, dict):
             if len(row) != width or not row.keys() >= signature.feature_set:
@@ -31,46 +25,55 @@ def read_features(rows: Sequence[Row], signature: Signature, pointers: Pointers)
         if len(values) != width or not _are_allowed(values, signature):
             raise find_faults(rows, signature, pointers)
         ordered.append(values)
-    return ordered
+    return ordered if signature.number_limit is not None else _spell_integers(ordered, signature)
 
 
-def _are_allowed(values: list[float | None], signature: Signature) -> bool:
-    try:
-        return min(values) >= -MAX_FLOAT32 and max(values) <= MAX_FLOAT32  # type: ignore[type-var, operator]
-    except TypeError:  # there is a null among them
-        return signature.missing_allowed and all(value is None or abs(value) <= MAX_FLOAT32 for value in values)
+def _are_allowed(values: list[Value], signature: Signature) -> bool:
+    limit = signature.number_limit
+    if limit is not None and NUMBERS.issuperset(map(type, values)):
+        return min(values) >= -limit and max(values) <= limit  # type: ignore[type-var, operator]
+    return all(feature.find_fault(value) is None for feature, value in zip(signature.features, values, strict=True))
+
+
+def _spell_integers(rows: list[list[Value]], signature: Signature) -> list[list[Value]]:
+    """Return the rows with every integer spelt as one, also where the client wrote 3.0."""
+    for index, feature in enumerate(signature.features):
+        if feature.kind == "integer":
+            for values in rows:
+                values[index] = int(values[index] or 0)
+    return rows
 
 
 def find_faults(rows: Sequence[Row], signature: Signature, pointers: Pointers) -> InvalidRequestError:
     """Say everything that is wrong with rows that were refused."""
+    by_name = {feature.name: feature for feature in signature.features}
     faults: list[Fault] = []
     for row, pointer in zip(rows, pointers(), strict=True):
         if isinstance(row, dict):
-            faults += _find_name_faults(row, signature.feature_names, pointer)
-            values: Mapping[str, float | None] = row
-        else:
-            if len(row) != len(signature.feature_names):
-                expected = len(signature.feature_names)
-                faults.append(Fault(pointer, "wrong_length", f"{len(row)} values for {expected} features"))
-            values = {str(index): value for index, value in enumerate(row)}
-        for key, value in values.items():
-            fault = _find_value_fault(value, signature.missing_allowed)
-            if fault:
-                faults.append(Fault(f"{pointer}/{escape_step(key)}", *fault))
+            faults += _find_name_faults(row, by_name, pointer)
+            faults += _find_value_faults([(key, value, by_name.get(key)) for key, value in row.items()], pointer)
+            continue
+        if len(row) != len(signature.features):
+            expected = len(signature.features)
+            faults.append(Fault(pointer, "wrong_length", f"{len(row)} values for {expected} features"))
+        values = zip(row, signature.features, strict=False)
+        faults += _find_value_faults([(str(at), value, feature) for at, (value, feature) in enumerate(values)], pointer)
     return invalid(*faults)
 
 
-def _find_name_faults(row: Mapping[str, object], names: Sequence[str], pointer: str) -> list[Fault]:
-    missing = [Fault(pointer, "missing_feature", f"feature {name!r} is missing") for name in names if name not in row]
+def _find_name_faults(row: Mapping[str, object], by_name: Mapping[str, Feature], pointer: str) -> list[Fault]:
+    missing = [Fault(pointer, "missing_feature", f"feature {name!r} is missing") for name in by_name if name not in row]
     unknown = [
-        Fault(f"{pointer}/{escape_step(key)}", "unknown_feature", "no such feature") for key in row if key not in names
+        Fault(f"{pointer}/{escape_step(key)}", "unknown_feature", "no such feature")
+        for key in row
+        if key not in by_name
     ]
     return missing + unknown
 
 
-def _find_value_fault(value: float | None, missing_allowed: bool) -> tuple[str, str] | None:
-    if value is None:
-        return None if missing_allowed else ("missing_value", "this model does not take missing values")
-    if abs(value) > MAX_FLOAT32:
-        return "out_of_range", "the number does not fit in float32"
-    return None
+def _find_value_faults(values: Sequence[tuple[str, Value, Feature | None]], pointer: str) -> list[Fault]:
+    return [
+        Fault(f"{pointer}/{escape_step(key)}", *fault)
+        for key, value, feature in values
+        if feature is not None and (fault := feature.find_fault(value))
+    ]

@@ -45,7 +45,7 @@ def render_served(served: Served, state: State) -> dict[str, object]:
         "trouble": render_trouble((model.name, model.version), state),
         "sha256": model.sha256,
         "loaded_at": model.loaded_at,
-        "inputs": [{"name": name, "type": "float"} for name in signature.feature_names],
+        "inputs": signature.describe_features(),
         "missing_values": "allowed" if signature.missing_allowed else "refused",
         "classes": signature.classes,
         "positive_class": None if signature.positive_index is None else signature.classes[signature.positive_index],

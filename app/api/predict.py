@@ -9,8 +9,8 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.types import Receive, Scope, Send
 
 from app.api.answer import PredictJob
-from app.api.body import LARGE_BODY_BYTES, check_headers, check_repeated_names, decode_body, read_body
-from app.api.features import Row, read_features
+from app.api.body import LARGE_BODY_BYTES, Row, check_headers, check_repeated_names, decode_body, read_body
+from app.api.features import read_features
 from app.api.middleware import take_request_id
 from app.api.reply import AsgiChannel, Channel, Headers, Reply
 from app.errors import Fault, invalid

@@ -1,6 +1,6 @@
 """SQL of the prediction log: storing batches, making partitions, reading rows and pages."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from uuid import UUID
 
@@ -134,9 +134,12 @@ async def register_version(
     sha256: str,
     classes: Sequence[int | str],
     positive_class: str | None,
-    inputs: Sequence[str],
+    inputs: Sequence[Mapping[str, str]],
 ) -> bool:
-    """Record what a loaded version is; False when rows of this version with other classes are known already."""
+    """Record what a loaded version is; False when rows of this version with other classes are known already.
+
+    `inputs` are the features, in their order, each with `name` and `type`.
+    """
     row = await connection.fetchrow(
         REGISTER_VERSION,
         name,

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -15,7 +15,7 @@ TEXT_LIMIT = 200
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """One prediction. `created_at` is the instant of `prediction_id`, a UUIDv7; a missing feature is None."""
+    """One prediction. `created_at` is the instant of `prediction_id`, a UUIDv7; a missing number is None."""
 
     prediction_id: UUID
     created_at: datetime
@@ -24,7 +24,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     predicted_class: str
     score: float
     probabilities: list[float]
-    features: dict[str, float | None]
+    features: Mapping[str, bool | int | float | str | None]
     external_id: str | None
     request_id: str
     role: str = "live"

@@ -1,20 +1,23 @@
-"""Read from an ONNX file what onnxruntime does not tell: the classes that its classifier nodes were trained on.
+"""Read from an ONNX file what onnxruntime does not tell: its classes, what makes its answer, categories it knows.
 
-The file is a protocol buffer. Only the few fields on the way to those nodes are followed, so that the server need not
+The file is a protocol buffer. Only the few fields on the way to these are followed, so that the server need not
 carry the `onnx` package and its compiler-generated classes (40 MiB of memory, 0.3 s of start).
 Field numbers: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
-MODEL_GRAPH, NODE_ATTRIBUTE = 7, 5
-GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_OUTPUT = 1, 5, 12
+from app.serving.protobuf import encode_field, read_fields, read_integers, read_messages, read_texts
+
+MODEL_GRAPH, MODEL_METADATA, NODE_ATTRIBUTE = 7, 14, 5
+GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_OUTPUT = 1, 5, 11, 12
+ENTRY_KEY, ENTRY_VALUE = 1, 2
 VALUE_NAME = 1
 NODE_INPUT, NODE_OUTPUT, NODE_OPERATOR = 1, 2, 4
 ATTRIBUTE_NAME, ATTRIBUTE_INTS, ATTRIBUTE_STRINGS = 1, 8, 9
 TENSOR_INT32S, TENSOR_STRINGS, TENSOR_INT64S, TENSOR_NAME = 5, 6, 7, 8
 
-FORWARDING = frozenset({b"Cast", b"Identity", b"Reshape", b"Flatten", b"Squeeze"})
+FORWARDING = frozenset({b"Cast", b"Identity", b"Reshape", b"Flatten", b"Squeeze", b"Unsqueeze"})
 """Operators that pass labels on: the classes are those of the node before."""
 
 SELECTING = frozenset({b"ArrayFeatureExtractor", b"Gather"})
@@ -35,9 +38,9 @@ def read_classes(model: bytes) -> Classes | None:
     Classifiers inside an ensemble do not count: they may number its classes. Raises ValueError when `model` is no
     protocol buffer.
     """
-    for graph in _bytes_fields(memoryview(model), MODEL_GRAPH):
-        nodes = list(_bytes_fields(graph, GRAPH_NODE))
-        outputs = [name for output in _bytes_fields(graph, GRAPH_OUTPUT) for name in _texts(output, VALUE_NAME)]
+    for graph in read_messages(memoryview(model), MODEL_GRAPH):
+        nodes = list(read_messages(graph, GRAPH_NODE))
+        outputs = [name for output in read_messages(graph, GRAPH_OUTPUT) for name in read_texts(output, VALUE_NAME)]
         for name in outputs:
             if classes := _follow(name, nodes, graph):
                 return classes
@@ -48,101 +51,96 @@ def read_classes(model: bytes) -> Classes | None:
 
 def _follow(name: bytes, nodes: list[memoryview], graph: memoryview) -> Classes | None:
     """Follow an output back to the node that makes it: a classifier's label, a ZipMap, or a choice from an array."""
+    node = _find_maker(name, nodes)
+    if node is None:
+        return None
+    operator, inputs = read_texts(node, NODE_OPERATOR)[:1], read_texts(node, NODE_INPUT)
+    if SELECTING.intersection(operator) and inputs:
+        return _read_initializer(graph, inputs[0])
+    return _read_class_attributes(node)
+
+
+def _find_maker(name: bytes, nodes: list[memoryview]) -> memoryview | None:
+    """Return the node whose first output this is, before those that only pass it on."""
     for node in reversed(nodes):  # a node stands behind those that make its inputs
-        if name not in _texts(node, NODE_OUTPUT)[:1]:
+        if name not in read_texts(node, NODE_OUTPUT)[:1]:
             continue
-        operator, inputs = _texts(node, NODE_OPERATOR)[:1], _texts(node, NODE_INPUT)
-        if FORWARDING.intersection(operator) and inputs:
-            name = inputs[0]
-        elif SELECTING.intersection(operator) and inputs:
-            return _read_initializer(graph, inputs[0])
-        else:
-            return _read_class_attributes(node)
+        inputs = read_texts(node, NODE_INPUT)
+        if not inputs or not FORWARDING.intersection(read_texts(node, NODE_OPERATOR)[:1]):
+            return node
+        name = inputs[0]
     return None
 
 
 def _read_initializer(graph: memoryview, name: bytes) -> Classes | None:
-    for tensor in _bytes_fields(graph, GRAPH_INITIALIZER):
-        if name in _texts(tensor, TENSOR_NAME):
-            texts = tuple(text.decode() for text in _texts(tensor, TENSOR_STRINGS))
-            return texts or tuple(_integers(tensor, TENSOR_INT32S, TENSOR_INT64S)) or None
+    for tensor in read_messages(graph, GRAPH_INITIALIZER):
+        if name in read_texts(tensor, TENSOR_NAME):
+            texts = tuple(text.decode() for text in read_texts(tensor, TENSOR_STRINGS))
+            return texts or tuple(read_integers(tensor, TENSOR_INT32S, TENSOR_INT64S)) or None
     return None
 
 
 def _read_class_attributes(node: memoryview) -> Classes | None:
-    return _first(_read_class_attribute(attribute) for attribute in _bytes_fields(node, NODE_ATTRIBUTE))
+    return _first(_read_attribute(attribute, CLASS_ATTRIBUTES) for attribute in read_messages(node, NODE_ATTRIBUTE))
 
 
 def _first(candidates: Iterable[Classes | None]) -> Classes | None:
     return next((classes for classes in candidates if classes), None)
 
 
-def _read_class_attribute(attribute: memoryview) -> Classes | None:
-    name = next(_bytes_fields(attribute, ATTRIBUTE_NAME), None)  # the first field: the others may be millions
-    if name is None or bytes(name) not in CLASS_ATTRIBUTES:
+def _read_attribute(attribute: memoryview, wanted: frozenset[bytes]) -> Classes | None:
+    name = next(read_messages(attribute, ATTRIBUTE_NAME), None)  # the first field: the others may be millions
+    if name is None or bytes(name) not in wanted:
         return None
-    texts = tuple(text.decode() for text in _texts(attribute, ATTRIBUTE_STRINGS))
-    return texts or tuple(_integers(attribute, ATTRIBUTE_INTS)) or None
+    texts = tuple(text.decode() for text in read_texts(attribute, ATTRIBUTE_STRINGS))
+    return texts or tuple(read_integers(attribute, ATTRIBUTE_INTS)) or None
 
 
-def _texts(message: memoryview, wanted: int) -> list[bytes]:
-    return [bytes(value) for value in _bytes_fields(message, wanted)]
+def read_operator(model: bytes, output: str) -> str | None:
+    """Return the operator that makes an output, before those that only pass it on; None when no node does."""
+    for graph in read_messages(memoryview(model), MODEL_GRAPH):
+        node = _find_maker(output.encode(), list(read_messages(graph, GRAPH_NODE)))
+        return None if node is None else b"".join(read_texts(node, NODE_OPERATOR)[:1]).decode()
+    return None
 
 
-def _integers(message: memoryview, *wanted: int) -> list[int]:
-    integers: list[int] = []
-    for number, value in _fields(message):
-        if number in wanted:
-            integers += [value] if isinstance(value, int) else _packed_integers(value)
-    return [value - (1 << 64) if value >> 63 else value for value in integers]
+CATEGORIES = frozenset({b"cats_strings", b"cats_int64s"})
 
 
-def _bytes_fields(message: memoryview, wanted: int) -> Iterator[memoryview]:
-    for number, value in _fields(message):
-        if number == wanted and isinstance(value, memoryview):
-            yield value
+def read_categories(model: bytes) -> list[Classes]:
+    """Return the categories of each OneHotEncoder in the order of the nodes, which is mostly that of the columns."""
+    return [categories for node in _list_nodes(model) if (categories := _read_categories(node))]
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yield (field number, integer or bytes) of one message, in order."""
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        match key & 7:
-            case 0:
-                value, at = _varint(message, at)
-                yield key >> 3, value
-                continue
-            case 1:
-                size = 8
-            case 2:
-                size, at = _varint(message, at)
-            case 5:
-                size = 4
-            case kind:
-                raise ValueError(f"wire type {kind} at byte {at}")
-        if at + size > len(message):
-            raise ValueError(f"truncated at byte {at}")
-        yield key >> 3, message[at : at + size]
-        at += size
+def _read_categories(node: memoryview) -> Classes | None:
+    return _first(_read_attribute(attribute, CATEGORIES) for attribute in read_messages(node, NODE_ATTRIBUTE))
 
 
-def _packed_integers(message: memoryview) -> list[int]:
-    integers, at = [], 0
-    while at < len(message):
-        value, at = _varint(message, at)
-        integers.append(value)
-    return integers
+def _list_nodes(model: bytes) -> Iterator[memoryview]:
+    for graph in read_messages(memoryview(model), MODEL_GRAPH):
+        yield from read_messages(graph, GRAPH_NODE)
 
 
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(message):
-            break
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise ValueError(f"no integer ends at byte {at}")
+def list_optional_inputs(model: bytes) -> list[str]:
+    """Return the inputs with a value of their own in the file: onnxruntime does not ask for them."""
+    for graph in read_messages(memoryview(model), MODEL_GRAPH):
+        inputs = [name for one in read_messages(graph, GRAPH_INPUT) for name in read_texts(one, VALUE_NAME)]
+        own = {name for one in read_messages(graph, GRAPH_INITIALIZER) for name in read_texts(one, TENSOR_NAME)}
+        return [name.decode() for name in inputs if name in own]
+    return []
+
+
+def set_metadata(model: bytes, entries: Mapping[str, str]) -> bytes:
+    """Return the model with these metadata entries, in the place of those with the same keys."""
+    kept, start, message = [], 0, memoryview(model)
+    replaced = {key.encode() for key in entries}
+    for number, value, end in read_fields(message):
+        keys = read_texts(value, ENTRY_KEY) if number == MODEL_METADATA and isinstance(value, memoryview) else []
+        if not replaced.intersection(keys):
+            kept.append(bytes(message[start:end]))
+        start = end
+    added = [
+        encode_field(MODEL_METADATA, encode_field(ENTRY_KEY, key.encode()) + encode_field(ENTRY_VALUE, value.encode()))
+        for key, value in entries.items()
+    ]
+    return b"".join([*kept, *added])

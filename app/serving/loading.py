@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from app.errors import StartupError
+from app.serving.files import read_model_file
 from app.serving.model import Model
 
 logger = logging.getLogger(__name__)
@@ -99,11 +100,9 @@ def load_model(name: str, version: str, path: Path) -> Model:
     if not NAME.fullmatch(name) or not NAME.fullmatch(version):
         raise StartupError(f"{str(path)!r}: names and versions are letters, digits, '.', '_', '-', up to 100")
     try:
-        model = Model(name, version, path.read_bytes())
+        model = Model(name, version, read_model_file(path))
     except StartupError as error:
         raise StartupError(f"{path}: {error}") from error
-    except OSError as error:
-        raise StartupError(f"{path}: cannot be read: {error.strerror}") from error
     logger.info("loaded model %s version %s (%d classes)", name, version, len(model.signature.classes))
     return model
 

@@ -1,8 +1,10 @@
-"""One loaded model: float32 features in, probabilities and decisions out. The only module that knows onnxruntime."""
+"""One loaded model: rows or arrays in, probabilities and decisions out. The only module that knows onnxruntime."""
 
 import hashlib
+import logging
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, assert_never
@@ -13,13 +15,22 @@ from numpy.typing import NDArray
 
 from app import metrics
 from app.errors import StartupError
-from app.serving.graph import read_classes
-from app.serving.signature import Signature, Tensor, decision_rule, read_signature
+from app.serving.features import Tensor, Value, make_arrays
+from app.serving.graph import read_categories, read_classes, read_operator
+from app.serving.metadata import Metadata
+from app.serving.probabilities import Float32, read_probabilities
+from app.serving.signature import Graph, Signature, decision_rule, read_signature
+
+logger = logging.getLogger(__name__)
 
 WARM_UP_ROWS = (1, 64)
 """Sizes of the warm-up runs; the time of a run is predicted by the line through their medians."""
 
-Float32 = NDArray[np.float32]
+NO_FOLDER = "/dev/null"
+"""Where weights outside the file are looked for: left to itself, onnxruntime reads them from the working directory."""
+
+TOLERANCE = 0.01
+"""How far from a probability an answer may be that is taken for one: sums of float32 are less exact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +43,10 @@ class Scores:
 
 
 class Model:
-    """A classifier in memory, warmed up. Runs block; onnxruntime releases the interpreter lock meanwhile."""
+    """A classifier in memory, warmed up. Runs block; onnxruntime releases the interpreter lock meanwhile.
+
+    `example` is a row that it answers.
+    """
 
     def __init__(self, name: str, version: str, content: bytes) -> None:
         self.name = name
@@ -40,39 +54,47 @@ class Model:
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.loaded_at = datetime.now(UTC)
         self._session = _open_session(content)
-        self.signature = _read_signature(self._session, content)
+        self.metadata, self.signature = _read_signature(self._session, content)
         self._rule = decision_rule(self.signature)
         self._index_of = {name: index for index, name in enumerate(self.signature.classes)}
+        self._inputs = [one.name for one in self.signature.inputs]
         self._outputs = [self.signature.probability_output]
         if self._rule == "label" and self.signature.label_output is not None:
             self._outputs.append(self.signature.label_output)
         self._run_seconds = metrics.INFERENCE_SECONDS.labels(name, version)
         self._batch_rows = metrics.INFERENCE_BATCH_ROWS.labels(name, version)
+        self.example = self._choose_example()
         self._seconds_per_run, self._seconds_per_row = self._warm_up()
 
     def predict_seconds(self, rows: int) -> float:
         """Predict the time of one run from what the warm-up took."""
         return self._seconds_per_run + rows * self._seconds_per_row
 
-    def score(self, features: Float32) -> Scores:
-        """Score one batch: float32 (n, n_features) -> n rows. Blocks for one run."""
+    def score_rows(self, rows: Sequence[Sequence[Value]]) -> Scores:
+        """Score one batch of checked rows, values in the features' order. Blocks for one run."""
+        return self.score(*make_arrays(self.signature.inputs, rows))
+
+    def score(self, *arrays: NDArray[Any]) -> Scores:
+        """Score one batch: an array per input of the signature, in its type and shape -> n rows. Blocks for one run."""
         started = time.perf_counter()
-        scores = self._score(features)
+        scores = self._score(arrays)
         self._run_seconds.observe(time.perf_counter() - started)
-        self._batch_rows.observe(len(features))
+        self._batch_rows.observe(len(arrays[0]))
         return scores
 
-    def _score(self, features: Float32) -> Scores:
-        outputs = self._session.run(self._outputs, {self.signature.input_name: features})
-        probabilities = self._read_probabilities(outputs[0])
+    def _score(self, arrays: Sequence[NDArray[Any]]) -> Scores:
+        outputs = self._run_row_by_row(arrays) if self.signature.takes_one_row else self._run(arrays)
+        probabilities = read_probabilities(outputs[0], self.signature)
         predicted = self._decide(probabilities, outputs)
         return Scores(probabilities, predicted, self._read_scores(probabilities, predicted))
 
-    def _read_probabilities(self, output: Any) -> Float32:
-        if not self.signature.probabilities_are_maps:
-            return np.asarray(output, dtype=np.float32)
-        classes = self.signature.classes
-        return np.array([[row[name] for name in classes] for row in output], dtype=np.float32)
+    def _run(self, arrays: Sequence[NDArray[Any]]) -> list[Any]:
+        outputs: list[Any] = self._session.run(self._outputs, dict(zip(self._inputs, arrays, strict=True)))
+        return outputs
+
+    def _run_row_by_row(self, arrays: Sequence[NDArray[Any]]) -> list[Any]:
+        runs = [self._run([array[row : row + 1] for array in arrays]) for row in range(len(arrays[0]))]
+        return [[answer for answers in output for answer in answers] for output in zip(*runs, strict=True)]
 
     def _decide(self, probabilities: Float32, outputs: list[Any]) -> NDArray[np.intp]:
         match self._rule:
@@ -93,29 +115,58 @@ class Model:
             return probabilities[:, self.signature.positive_index]
         return np.take_along_axis(probabilities, predicted[:, None], axis=1)[:, 0]
 
+    def _choose_example(self) -> Sequence[Value]:
+        """Return the first example that is answered with finite probabilities, else the first that is answered."""
+        answers, errors = [], []
+        for example in self.signature.examples:
+            try:
+                answers.append((self._try_run([example]).probabilities, example))
+            except StartupError as error:
+                errors.append(error)
+        if not answers:
+            raise errors[0]
+        for probabilities, _ in answers:
+            self._check_range(probabilities)
+        return next((example for answer, example in answers if np.isfinite(answer).all()), answers[0][1])
+
+    def _check_range(self, probabilities: Float32) -> None:
+        low, high, total = float(probabilities.min()), float(probabilities.max()), float(probabilities.sum())
+        if low < -TOLERANCE or high > 1 + TOLERANCE:
+            raise StartupError(
+                f"{self.signature.probability_output!r} has values from {low:g} to {high:g}, which are no "
+                'probabilities: if they are logits, add metadata "output": logits'
+            )
+        if abs(total - 1) > TOLERANCE:
+            logger.warning("model %s version %s: the probabilities of a row sum to %g", self.name, self.version, total)
+
     def _warm_up(self) -> tuple[float, float]:
-        """Check the answer's shape and measure; return seconds per run and seconds per row."""
-        medians = []
-        for rows in WARM_UP_ROWS:
-            features = np.zeros((rows, len(self.signature.feature_names)), dtype=np.float32)
-            medians.append(statistics.median(self._time_checked_run(features) for _ in range(5)))
+        """Measure; return seconds per run and seconds per row."""
+        medians = [statistics.median(self._time_run([self.example] * rows) for _ in range(5)) for rows in WARM_UP_ROWS]
         per_row = max(0.0, (medians[1] - medians[0]) / (WARM_UP_ROWS[1] - WARM_UP_ROWS[0]))
         return medians[0], per_row
 
-    def _time_checked_run(self, features: Float32) -> float:
+    def _time_run(self, rows: Sequence[Sequence[Value]]) -> float:
         started = time.perf_counter()
+        self._try_run(rows)
+        return time.perf_counter() - started
+
+    def _try_run(self, rows: Sequence[Sequence[Value]]) -> Scores:
+        """Score example rows, and check the answer's shape."""
         try:
-            scores = self._score(features)
+            scores = self._score(make_arrays(self.signature.inputs, rows))
         except KeyError as error:
             raise StartupError(f"the graph answers {error}, the classes are {list(self.signature.classes)}") from error
         except Exception as error:  # onnxruntime's errors share no class below this one
-            raise StartupError(f"a run on {len(features)} rows of zeros failed: {_first_line(error)}") from error
-        expected = (len(features), len(self.signature.classes))
+            raise StartupError(
+                f"a run on {len(rows)} row(s) such as {list(rows[0])} failed: {_first_line(error)}; "
+                'if others would not, add one as metadata "example"'
+            ) from error
+        expected = (len(rows), len(self.signature.classes))
         if scores.probabilities.shape != expected:
             raise StartupError(f"probabilities have the shape {scores.probabilities.shape}, expected is {expected}")
         if scores.predicted.shape != expected[:1]:
             raise StartupError(f"labels have the shape {scores.predicted.shape}, expected is {expected[:1]}")
-        return time.perf_counter() - started
+        return scores
 
 
 def _open_session(content: bytes) -> Any:
@@ -125,22 +176,26 @@ def _open_session(content: bytes) -> Any:
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", NO_FOLDER)
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no class below this one
-        raise StartupError(f"onnxruntime cannot load it: {_first_line(error)}") from error
+        is_split = "external" in str(error).lower() or NO_FOLDER in str(error)
+        hint = "; its weights are in another file: save it as one" if is_split else ""
+        raise StartupError(f"onnxruntime cannot load it: {_first_line(error)}{hint}") from error
 
 
-def _read_signature(session: Any, content: bytes) -> Signature:
+def _read_signature(session: Any, content: bytes) -> tuple[Metadata, Signature]:
     try:
-        graph_classes = read_classes(content)
-        inputs = tuple(Tensor(node.name, node.type, tuple(node.shape)) for node in session.get_inputs())
-        outputs = tuple(Tensor(node.name, node.type, tuple(node.shape)) for node in session.get_outputs())
-        metadata = session.get_modelmeta().custom_metadata_map
+        inputs = [Tensor(node.name, node.type, tuple(node.shape)) for node in session.get_inputs()]
+        outputs = [Tensor(node.name, node.type, tuple(node.shape)) for node in session.get_outputs()]
+        metadata: Metadata = session.get_modelmeta().custom_metadata_map
+        makers = {output.name: read_operator(content, output.name) for output in outputs}
+        graph = Graph(read_classes(content), read_categories(content), makers)
     except ValueError as error:  # onnxruntime checks no text: UnicodeDecodeError
         raise StartupError(f"not a readable ONNX file: {error}") from error
-    return read_signature(inputs, outputs, metadata, graph_classes)
+    return metadata, read_signature(inputs, outputs, metadata, graph)
 
 
 def _first_line(error: BaseException) -> str:

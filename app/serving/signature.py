@@ -1,206 +1,193 @@
 """What a model takes and gives, read from its graph and its metadata; what is not understood is refused."""
 
-import json
-import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from app.errors import StartupError
+from app.serving.features import Feature, ModelInput, Tensor, Value, read_examples, read_inputs, show
+from app.serving.graph import Classes
+from app.serving.metadata import NAME_LIMIT, Metadata, is_name, read_choice, read_json, read_names, read_number
 
 ClassName = int | str
 
-NAME_LIMIT = 200
-"""Characters of a class or feature name; both become rows and metric labels."""
-
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
-    """One input or output as the graph declares it; `shape` holds integers, names of free dimensions, or None."""
+class Graph:
+    """What is read from the file beside its inputs, outputs and metadata. `makers`: the operator of each output."""
 
-    name: str
-    type: str
-    shape: tuple[int | str | None, ...]
+    classes: Classes | None
+    categories: Sequence[Classes]
+    makers: dict[str, str | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
     """How to feed a classifier and read its answer. `classes` are in the order of the probability columns."""
 
-    input_name: str
-    feature_names: tuple[str, ...]
-    missing_allowed: bool
+    features: tuple[Feature, ...]
+    inputs: tuple[ModelInput, ...]
+    takes_one_row: bool
+    examples: Sequence[Sequence[Value]]
     label_output: str | None
     probability_output: str
     probabilities_are_maps: bool
+    are_logits: bool
     classes: tuple[ClassName, ...]
     positive_index: int | None
     decision_threshold: float | None
     training_f1: float | None
     class_texts: tuple[str, ...] = field(init=False)
     """The classes as they stand in JSON keys, metric labels and the log."""
+    feature_names: tuple[str, ...] = field(init=False)
     feature_set: frozenset[str] = field(init=False)
+    number_limit: float | None = field(init=False)
+    """The largest value of every feature when all are numbers of one type, so that rows can be checked as a whole."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_texts", tuple(str(name) for name in self.classes))
+        object.__setattr__(self, "feature_names", tuple(feature.name for feature in self.features))
         object.__setattr__(self, "feature_set", frozenset(self.feature_names))
+        types = {feature.type for feature in self.features}
+        is_plain = len(types) == 1 and self.features[0].kind == "number"
+        object.__setattr__(self, "number_limit", self.features[0].type.high if is_plain else None)
 
     @property
     def positive_class(self) -> str | None:
         """The positive class as text, None for more than two classes."""
         return None if self.positive_index is None else self.class_texts[self.positive_index]
 
+    @property
+    def missing_allowed(self) -> bool:
+        """Whether numbers may be missing."""
+        return any(feature.missing_allowed for feature in self.features)
 
-def read_signature(
-    inputs: tuple[Tensor, ...],
-    outputs: tuple[Tensor, ...],
-    metadata: Mapping[str, str],
-    graph_classes: tuple[ClassName, ...] | None,
-) -> Signature:
+    def describe_features(self) -> list[dict[str, str]]:
+        """Return each feature's name and type, in their order."""
+        return [{"name": feature.name, "type": feature.kind} for feature in self.features]
+
+
+def read_signature(inputs: Sequence[Tensor], outputs: Sequence[Tensor], metadata: Metadata, graph: Graph) -> Signature:
     """Understand a model, or raise StartupError with what was found and what would help."""
-    if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 2:
-        raise StartupError(f"inputs are {_show(inputs)}, supported is one tensor(float) of shape [N, features]")
-    label_output, probability_output = _find_outputs(outputs)
-    classes = _read_classes(metadata, graph_classes, label_output, probability_output)
+    missing_allowed = read_choice(metadata, "missing_values", ("refused", "allowed")) == "allowed"
+    read = read_inputs(inputs, metadata, missing_allowed=missing_allowed)
+    features = tuple(feature for _, of_input in read for feature in of_input)
+    are_logits = read_choice(metadata, "output", ("probabilities", "logits")) == "logits"
+    label_output, answer = _find_outputs(outputs)
+    classes = _read_classes(metadata, graph, label_output, answer, are_logits=are_logits)
     positive_index = _read_positive_index(metadata, classes)
     return Signature(
-        input_name=inputs[0].name,
-        feature_names=_read_feature_names(metadata, inputs[0]),
-        missing_allowed=_read_choice(metadata, "missing_values", ("refused", "allowed")) == "allowed",
+        features=features,
+        inputs=tuple(model_input for model_input, _ in read),
+        takes_one_row=any(tensor.shape[0] == 1 for tensor in inputs),
+        examples=read_examples(metadata, features, graph.categories),
         label_output=label_output.name if label_output else None,
-        probability_output=probability_output.name,
-        probabilities_are_maps=probability_output.type.startswith("seq(map("),
+        probability_output=answer.name,
+        probabilities_are_maps=answer.type.startswith("seq(map("),
+        are_logits=are_logits,
         classes=classes,
         positive_index=positive_index,
         decision_threshold=_read_threshold(metadata, positive_index),
-        training_f1=_read_number(metadata, "training_f1"),
+        training_f1=read_number(metadata, "training_f1"),
     )
 
 
-def _find_outputs(outputs: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor]:
-    labels = [output for output in outputs if output.type in ("tensor(int64)", "tensor(string)")]
-    maps = [output for output in outputs if output.type in ("seq(map(int64,tensor(float)))", MAP_OF_STRINGS)]
-    matrices = [output for output in outputs if output.type == "tensor(float)" and len(output.shape) == 2]
-    if len(labels) > 1 or len(maps) + len(matrices) != 1 or len(outputs) > len(labels) + 1:
+LABELS = {"tensor(int64)": int, "tensor(string)": str}
+MAPS = ("seq(map(int64,tensor(float)))", "seq(map(string,tensor(float)))")
+MATRICES = ("tensor(float)", "tensor(double)")
+
+
+def _find_outputs(outputs: Sequence[Tensor]) -> tuple[Tensor | None, Tensor]:
+    """Return the label, if there is one, and the probabilities."""
+    labels = [output for output in outputs if output.type in LABELS]
+    answers = [output for output in outputs if output.type in MAPS or _is_matrix(output)]
+    if len(labels) > 1 or len(answers) != 1 or len(outputs) > len(labels) + 1:
         raise StartupError(
-            f"outputs are {_show(outputs)}, supported is a label (int64 or string) with probabilities, "
-            "or probabilities alone: tensor(float) of shape [N, classes] or ZipMap"
+            f"outputs are {show(outputs)}, supported is a label (int64 or string) with probabilities, or "
+            "probabilities alone: one tensor of floats of shape [N, classes], [N, 1] or [N], or ZipMap; "
+            "export a classifier with these outputs only"
         )
-    return (labels[0] if labels else None), (maps + matrices)[0]
+    return (labels[0] if labels else None), answers[0]
 
 
-MAP_OF_STRINGS = "seq(map(string,tensor(float)))"
+def _is_matrix(output: Tensor) -> bool:
+    return output.type in MATRICES and len(output.shape) in (1, 2)
+
+
+def _count_columns(answer: Tensor) -> int | None:
+    """Return how many columns of probabilities there are, None when the graph does not tell."""
+    if answer.type in MAPS:
+        return None
+    width = answer.shape[1] if len(answer.shape) == 2 else 1
+    return width if isinstance(width, int) else None
 
 
 def _read_classes(
-    metadata: Mapping[str, str],
-    graph_classes: tuple[ClassName, ...] | None,
-    label_output: Tensor | None,
-    probability_output: Tensor,
+    metadata: Metadata, graph: Graph, label_output: Tensor | None, answer: Tensor, *, are_logits: bool
 ) -> tuple[ClassName, ...]:
-    width = probability_output.shape[1] if len(probability_output.shape) == 2 else None
+    columns, maker = _count_columns(answer), graph.makers.get(answer.name)
+    if columns is not None and columns > 1 and maker == "Sigmoid" and not are_logits:
+        raise StartupError(
+            f"a Sigmoid makes the {columns} columns of {answer.name!r}: each has a probability of its own, which is no "
+            'classifier; if they exclude each other, leave the Sigmoid out and add metadata "output": logits'
+        )
     classes: tuple[ClassName, ...]
     if "classes" in metadata:
-        classes = _read_names(metadata, "classes")
-        if graph_classes is not None and label_output is not None and set(classes) != set(graph_classes):
-            raise StartupError(f'metadata "classes" is {list(classes)}, the graph\'s are {list(graph_classes)}')
-    elif graph_classes is not None:
-        classes = graph_classes
-        if not all(_is_name(name) for name in classes):
+        classes = read_names(metadata, "classes")
+        if graph.classes is not None and label_output is not None and set(classes) != set(graph.classes):
+            raise StartupError(f'metadata "classes" is {list(classes)}, the graph\'s are {list(graph.classes)}')
+    elif graph.classes is not None:
+        classes = graph.classes
+        if not all(is_name(name) for name in classes):
             raise StartupError(f'a class in the graph is no printable text up to {NAME_LIMIT}, add metadata "classes"')
-    elif label_output is None and isinstance(width, int):
-        classes = tuple(range(width))
+    elif label_output is None and columns is not None:
+        classes = _count_classes(answer, columns, maker, are_logits=are_logits)
     else:
         raise StartupError('the classes are not in the graph, add metadata "classes": a JSON array such as [0, 1]')
-    if len(classes) < 2 or len(set(map(str, classes))) < len(classes):
-        raise StartupError(f"classes are {list(classes)}, supported are two or more different ones")
-    if isinstance(width, int) and width != len(classes):
-        raise StartupError(f"{len(classes)} classes are named for {width} columns of probabilities")
-    graph_type = label_output.type if label_output else ""
-    label_type = {"tensor(int64)": int, "tensor(string)": str}.get(graph_type)
-    if label_type is not None and not all(isinstance(name, label_type) for name in classes):
-        raise StartupError(f"classes are {list(classes)}, but the graph's labels are {graph_type}")
+    _check_classes(classes, columns, label_output)
     return classes
 
 
-def _read_feature_names(metadata: Mapping[str, str], tensor: Tensor) -> tuple[str, ...]:
-    width = tensor.shape[1]
-    if "feature_names" not in metadata:
-        if not isinstance(width, int) or width < 1:
-            raise StartupError('the number of features is not in the graph, add metadata "feature_names"')
-        return tuple(f"f{index}" for index in range(width))
-    names = tuple(str(name) for name in _read_names(metadata, "feature_names"))
-    if not names or len(set(names)) < len(names):
-        raise StartupError('metadata "feature_names" is empty or names a feature twice')
-    if isinstance(width, int) and width != len(names):
-        raise StartupError(f'metadata "feature_names" has {len(names)} names for {width} features')
-    return names
+def _count_classes(answer: Tensor, columns: int, maker: str | None, *, are_logits: bool) -> tuple[int, ...]:
+    """Return numbers for classes that nothing names, if the columns are certainly those of a classifier."""
+    if not are_logits and maker != ("Sigmoid" if columns == 1 else "Softmax"):
+        raise StartupError(
+            f"{answer.name!r} has {columns} column(s) made by {maker}, and nothing says that they are probabilities: a "
+            'regressor or an embedding cannot be served; for a classifier add metadata "classes", and "output": logits '
+            "if it gives logits"
+        )
+    return tuple(range(max(columns, 2)))
 
 
-def _read_positive_index(metadata: Mapping[str, str], classes: tuple[ClassName, ...]) -> int | None:
+def _check_classes(classes: tuple[ClassName, ...], columns: int | None, label_output: Tensor | None) -> None:
+    if len(classes) < 2 or len(set(map(str, classes))) < len(classes):
+        raise StartupError(f"classes are {list(classes)}, supported are two or more different ones")
+    if columns is not None and columns != len(classes) and (columns, len(classes)) != (1, 2):
+        raise StartupError(f"{len(classes)} classes are named for {columns} columns of probabilities")
+    graph_type = label_output.type if label_output else ""
+    label_type = LABELS.get(graph_type)
+    if label_type is not None and not all(isinstance(name, label_type) for name in classes):
+        raise StartupError(f"classes are {list(classes)}, but the graph's labels are {graph_type}")
+
+
+def _read_positive_index(metadata: Metadata, classes: tuple[ClassName, ...]) -> int | None:
     if len(classes) != 2:
         if "positive_class" in metadata:
             raise StartupError(f'metadata "positive_class" is for two classes, these are {len(classes)}')
         return None
     if "positive_class" not in metadata:
         return 1
-    value = _read_json(metadata, "positive_class")
+    value = read_json(metadata, "positive_class")
     if str(value) not in map(str, classes) or isinstance(value, bool):
         raise StartupError(f'metadata "positive_class" is {value!r}, the classes are {list(classes)}')
     return [str(name) for name in classes].index(str(value))
 
 
-def _read_threshold(metadata: Mapping[str, str], positive_index: int | None) -> float | None:
-    threshold = _read_number(metadata, "decision_threshold")
+def _read_threshold(metadata: Metadata, positive_index: int | None) -> float | None:
+    threshold = read_number(metadata, "decision_threshold")
     if threshold is not None and (positive_index is None or not 0 <= threshold <= 1):
         raise StartupError(f'metadata "decision_threshold" is {threshold}, allowed is 0 to 1, for two classes')
     return threshold
-
-
-def _read_number(metadata: Mapping[str, str], key: str) -> float | None:
-    if key not in metadata:
-        return None
-    try:
-        value = float(metadata[key])
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise StartupError(f'metadata "{key}" is {metadata[key]!r}, which is no finite number')
-    return value
-
-
-def _read_choice(metadata: Mapping[str, str], key: str, choices: tuple[str, ...]) -> str:
-    value = metadata.get(key, choices[0])
-    if value not in choices:
-        raise StartupError(f'metadata "{key}" is {value!r}, allowed is {" or ".join(choices)}')
-    return value
-
-
-def _read_names(metadata: Mapping[str, str], key: str) -> tuple[ClassName, ...]:
-    names = _read_json(metadata, key)
-    if not isinstance(names, list) or not all(_is_name(name) for name in names):
-        raise StartupError(f'metadata "{key}" is not a JSON array of integers or of texts up to {NAME_LIMIT}')
-    if len({type(name) for name in names}) > 1:
-        raise StartupError(f'metadata "{key}" mixes integers and texts')
-    return tuple(names)
-
-
-def _is_name(name: object) -> bool:
-    if isinstance(name, str):
-        return 0 < len(name) <= NAME_LIMIT and name.isprintable()
-    return isinstance(name, int) and not isinstance(name, bool) and abs(name) < 2**63
-
-
-def _read_json(metadata: Mapping[str, str], key: str) -> object:
-    try:
-        value: object = json.loads(metadata[key])
-    except (ValueError, RecursionError):
-        raise StartupError(f'metadata "{key}" is not JSON: {metadata[key][:80]!r}') from None
-    return value
-
-
-def _show(tensors: tuple[Tensor, ...]) -> str:
-    return ", ".join(f"{tensor.name}: {tensor.type}{list(tensor.shape)}" for tensor in tensors) or "none"
 
 
 DecisionRule = Literal["threshold", "label", "argmax"]

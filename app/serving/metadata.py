@@ -1,0 +1,73 @@
+"""Entries of an ONNX file's metadata, which are texts, read as what they stand for."""
+
+import json
+import math
+from collections.abc import Mapping
+
+from app.errors import StartupError
+
+NAME_LIMIT = 200
+"""Characters of a class or feature name; both become rows and metric labels."""
+
+Metadata = Mapping[str, str]
+
+KEYS = frozenset(
+    {
+        "feature_names",
+        "classes",
+        "positive_class",
+        "decision_threshold",
+        "missing_values",
+        "output",
+        "example",
+        "training_f1",
+    }
+)
+"""The entries that mean something here; docs/models.md says what."""
+
+
+def read_json(metadata: Metadata, key: str) -> object:
+    """Return the entry's JSON value."""
+    try:
+        value: object = json.loads(metadata[key])
+    except (ValueError, RecursionError):
+        raise StartupError(f'metadata "{key}" is not JSON: {metadata[key][:80]!r}') from None
+    return value
+
+
+def read_names(metadata: Metadata, key: str) -> tuple[int | str, ...]:
+    """Return a JSON array of class or feature names, all integers or all texts."""
+    names = read_json(metadata, key)
+    if not isinstance(names, list) or not all(is_name(name) for name in names):
+        raise StartupError(f'metadata "{key}" is not a JSON array of integers or of texts up to {NAME_LIMIT}')
+    if len({type(name) for name in names}) > 1:
+        raise StartupError(f'metadata "{key}" mixes integers and texts')
+    return tuple(names)
+
+
+def is_name(name: object) -> bool:
+    """Tell whether a class or feature may be called so."""
+    if isinstance(name, str):
+        return 0 < len(name) <= NAME_LIMIT and name.isprintable()
+    return isinstance(name, int) and not isinstance(name, bool) and abs(name) < 2**63
+
+
+def read_number(metadata: Metadata, key: str) -> float | None:
+    """Return a finite number, None when there is no such entry."""
+    if key not in metadata:
+        return None
+    try:
+        value = float(metadata[key])
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise StartupError(f'metadata "{key}" is {metadata[key]!r}, which is no finite number')
+    return value
+
+
+def read_choice(metadata: Metadata, key: str, choices: tuple[str, ...]) -> str:
+    """Return one of `choices`, the first when there is no such entry."""
+    value = metadata.get(key, choices[0])
+    if value not in choices:
+        raise StartupError(f'metadata "{key}" is {value!r}, allowed is {" or ".join(choices)}')
+    return value
