@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from app.api import labels, model_admin, models, ops, predict, predictions, quality
+from app.api import labels, model_admin, models, open_inference_models, ops, predict, predictions, quality
 from app.api.answer import make_batcher
 from app.api.middleware import RequestMiddleware
 from app.api.problem import render_error, render_http_exception
@@ -46,6 +46,7 @@ ROUTES = [
     Route("/models", models.list_models),
     Route("/models/{model}/versions/{version}", models.get_model),
     *model_admin.ROUTES,
+    *open_inference_models.ROUTES,
     Route("/health", ops.health),
     Route("/health/live", ops.live),
     Route("/health/ready", ops.ready),

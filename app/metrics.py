@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Summary
 from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
@@ -113,6 +113,11 @@ INFERENCE_BATCH_ROWS = Histogram(
     "Rows scored by one onnxruntime run",
     ["model", "model_version"],
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, 16384),
+)
+OPEN_INFERENCE_SECONDS = Summary(
+    "open_inference_request_seconds",
+    "Time of an inference request under /v2 whose model is known, by its outcome, success or fail",
+    ["model", "model_version", "outcome"],
 )
 
 LOG_ANSWERED = Counter("prediction_log_answered_rows_total", "Rows whose request was answered 200")

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -11,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app import metrics
-from app.api.reply import Reply
 from app.errors import Fault, InvalidRequestError, invalid
 from app.prediction_log.log import PredictionLog
 from app.prediction_log.record import Record, Rows, encode_records, make_prediction_ids, read_clock_ms, time_from_ms
-from app.serving.batching import Batcher
+from app.serving.batching import Answer, Batcher
 from app.serving.features import Value
 from app.serving.model import Model, Scores
 
@@ -33,12 +33,22 @@ class PredictJob:
     external_ids: Sequence[str | None]
     request_id: str
     many: bool
-    answer: Reply
+    answer: Answer
 
     @property
     def rows(self) -> int:
         """How many rows it has."""
         return len(self.values)
+
+    def render(self, predictions: list["Prediction"]) -> Any:
+        """Make what `answer` is given: for /predict a body."""
+        if not self.many:
+            return encode(predictions[0])
+        return encode(Predictions(predictions, predictions[0].model, predictions[0].model_version))
+
+    def point_at(self, row: int) -> str:
+        """Return where the request has this row."""
+        return f"/instances/{row}" if self.many else "/features"
 
 
 class Prediction(msgspec.Struct, gc=False):
@@ -62,10 +72,10 @@ class Predictions(msgspec.Struct, gc=False):
 
 @dataclass(slots=True)
 class BatchAnswer:
-    """Rows for the log, each job's body to send once they are promised, and what to count then: arrays (n,)."""
+    """Rows for the log, each job's answer to give once they are promised, and what to count then: arrays (n,)."""
 
     rows: list[Rows]
-    bodies: list[bytes]
+    answers: list[Any]
     predicted: NDArray[np.intp]
     scores: NDArray[np.float32]
 
@@ -82,7 +92,7 @@ def answer_batch(model: Model, jobs: Sequence[PredictJob]) -> BatchAnswer:
     signature, name, version = model.signature, model.name, model.version
     names, texts, classes = signature.feature_names, signature.class_texts, signature.classes
     scored = zip(scores.scores.tolist(), scores.probabilities.tolist(), scores.predicted.tolist(), strict=True)
-    records, bodies = [], []
+    records, answers = [], []
     for job in jobs:
         predictions = []
         for values, external_id in zip(job.values, job.external_ids, strict=True):
@@ -104,8 +114,8 @@ def answer_batch(model: Model, jobs: Sequence[PredictJob]) -> BatchAnswer:
             )
             probabilities = dict(zip(texts, chances, strict=True))
             predictions.append(Prediction(prediction_id, classes[index], score, probabilities, name, version))
-        bodies.append(encode(Predictions(predictions, name, version) if job.many else predictions[0]))
-    return BatchAnswer(encode_records(records), bodies, scores.predicted, scores.scores)
+        answers.append(job.render(predictions))
+    return BatchAnswer(encode_records(records), answers, scores.predicted, scores.scores)
 
 
 def run_model(model: Model, rows: Sequence[Sequence[Value]]) -> Scores:
@@ -126,7 +136,7 @@ def check_finite(scores: Scores, jobs: Sequence[PredictJob]) -> None:
         return
     code, detail = "non_finite_output", "the model's answer for this row is not a finite number"
     rows = np.flatnonzero(~np.isfinite(scores.probabilities).all(axis=1)).tolist()
-    raise invalid(*(Fault(f"/instances/{row}" if jobs[0].many else "/features", code, detail) for row in rows))
+    raise invalid(*(Fault(jobs[0].point_at(row), code, detail) for row in rows))
 
 
 def make_batcher(model: Model, log: PredictionLog, executor: ThreadPoolExecutor) -> Batcher[PredictJob, BatchAnswer]:
@@ -134,9 +144,9 @@ def make_batcher(model: Model, log: PredictionLog, executor: ThreadPoolExecutor)
 
     async def deliver(jobs: Sequence[PredictJob], answer: BatchAnswer) -> None:
         await log.store(answer.rows)
-        for job, body in zip(jobs, answer.bodies, strict=True):
+        for job, result in zip(jobs, answer.answers, strict=True):
             if not job.answer.done():
-                job.answer.set_result(body)
+                job.answer.set_result(result)
         count_predictions(model, answer)
 
     return Batcher(

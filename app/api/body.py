@@ -34,6 +34,11 @@ async def read_body(
 ) -> bytes:
     """Read the whole body, at most `limit` bytes, if it is of one of `media_types` and not compressed."""
     check_headers(scope["headers"], limit, media_types)
+    return await receive_body(receive, limit)
+
+
+async def receive_body(receive: Receive, limit: int) -> bytes:
+    """Receive the whole body, at most `limit` bytes, whatever it is."""
     chunks, size = [], 0
     while True:
         message = await receive()

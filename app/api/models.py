@@ -12,12 +12,11 @@ from app.state import State, get_state
 async def list_models(request: Request) -> Response:
     """Answer every served version, and those that are not: unloaded by somebody, or refused."""
     state = get_state(request.scope)
-    repository, reloader = state.repository, state.reloader
-    missing = {key for key in (*reloader.troubles, *reloader.unloaded) if repository.find(*key) is None}
+    repository = state.repository
     answer = {
         "default_model": repository.default_model,
         "models": [render_served(served, state) for served in repository.all()],
-        "not_serving": [render_missing(key, state) for key in sorted(missing)],
+        "not_serving": [render_missing(key, state) for key in list_missing(state)],
         "pins": repository.pins,
     }
     return Response(msgspec.json.encode(answer), media_type="application/json")
@@ -31,6 +30,12 @@ async def get_model(request: Request) -> Response:
     else:
         answer = render_served(state.repository.get(*key), state)
     return Response(msgspec.json.encode(answer), media_type="application/json")
+
+
+def list_missing(state: State) -> list[tuple[str, str]]:
+    """Return the names and versions that somebody has unloaded, or that were refused."""
+    known = {*state.reloader.troubles, *state.reloader.unloaded}
+    return sorted(key for key in known if state.repository.find(*key) is None)
 
 
 def render_served(served: Served, state: State) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Every error becomes one kind of answer: `application/problem+json` (RFC 9457)."""
+"""Every error becomes one kind of answer: `application/problem+json` (RFC 9457); under /v2 its protocol's own."""
 
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -17,14 +17,22 @@ MAX_FAULTS = 20
 
 def render_error(request: Request, error: Exception) -> Response:
     """Answer an error of our own tree, or a bug of ours, whose traceback uvicorn logs."""
-    return render_problem(error, get_request_id(request.scope))
+    if not is_open_inference(request):
+        return render_problem(error, get_request_id(request.scope))
+    if not isinstance(error, ScorekeeperError):
+        return render_open_inference_error(500, HIDDEN, {})
+    status = 400 if error.status == 422 else error.status  # the protocol does not tell the two apart
+    return render_open_inference_error(status, str(error), dict(error.headers))
 
 
 def render_problem(error: Exception, request_id: str) -> Response:
     """Answer an error under a request's id; of a bug the text is not shown, it may hold anything."""
     if isinstance(error, ScorekeeperError):
         return _render(request_id, error.status, str(error), dict(error.headers), error.faults[:MAX_FAULTS])
-    return _render(request_id, 500, "an error of the server; its log has more under this request id", {})
+    return _render(request_id, 500, HIDDEN, {})
+
+
+HIDDEN = "an error of the server; its log has more under this request id"
 
 
 def render_http_exception(request: Request, error: Exception) -> Response:
@@ -34,7 +42,20 @@ def render_http_exception(request: Request, error: Exception) -> Response:
     if "Allow" in headers:
         headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
     detail = "there is nothing at this path" if error.status_code == 404 else error.detail
+    if is_open_inference(request):
+        return render_open_inference_error(error.status_code, detail, headers)
     return _render(get_request_id(request.scope), error.status_code, detail, headers)
+
+
+def is_open_inference(request: Request) -> bool:
+    """Tell whether the answer is to be in the form of the Open Inference Protocol."""
+    path: str = request.scope["path"]
+    return path == "/v2" or path.startswith("/v2/")
+
+
+def render_open_inference_error(status: int, detail: str, headers: dict[str, str]) -> Response:
+    """Answer an error as the Open Inference Protocol has it."""
+    return Response(msgspec.json.encode({"error": detail}), status, headers, media_type="application/json")
 
 
 def _render(
