@@ -13,6 +13,12 @@ def newest(metric: str) -> str:
     return f"max without (instance) ({metric}{{{WINDOW}}})"
 
 
+def ask_answers() -> Query:
+    """Ask for answers per second by status, without health checks and scrapes."""
+    asked = f'{JOB}, route!~"(/v2)?/health.*|/metrics"'
+    return query(f"sum by (status) (rate(http_requests_total{{{asked}}}[$__rate_interval]))", "{{status}}")
+
+
 def ask_latency(quantile: str, selector: str) -> Query:
     """Ask for a quantile of how long answers take, e.g. `p99`."""
     return ask_quantile(quantile, "http_request_duration_seconds", selector)

@@ -2,7 +2,7 @@
 
 from grafana_foundation_sdk.builders import dashboard as builders
 
-from grafana.expressions import JOB, ask_latency
+from grafana.expressions import JOB, ask_answers, ask_latency
 from grafana.panels import Panels, make_graph, make_stat, make_table, query, query_now
 
 OK, WARN, BAD = "green", "orange", "red"
@@ -101,10 +101,7 @@ def list_graphs() -> Panels:
             "Is It Up",
             "Answers per second by status, without health checks and scrapes.",
             "reqps",
-            query(
-                f'sum by (status) (rate(http_requests_total{{{JOB}, route!~"/health.*|/metrics"}}[$__rate_interval]))',
-                "{{status}}",
-            ),
+            ask_answers(),
             size=GRAPH,
             stacked=True,
         ),

@@ -5,7 +5,7 @@ from grafana_foundation_sdk.builders import timeseries
 from grafana_foundation_sdk.models import dashboard as models
 
 from grafana import queries
-from grafana.expressions import JOB, VERSION, WINDOW, ask_delay, ask_latency, ask_quantile, newest
+from grafana.expressions import JOB, VERSION, WINDOW, ask_answers, ask_delay, ask_latency, ask_quantile, newest
 from grafana.panels import (
     Panels,
     make_graph,
@@ -62,13 +62,12 @@ def list_seed_panels() -> Panels:
 
 def graph_requests() -> timeseries.Panel:
     """Draw requests by status on the left, latency of /predict on the right."""
-    asked = f'{JOB}, route!~"/health.*|/metrics"'
     panel = make_graph(
         "Request Rate & Latency",
         "Left: answers per second by status, without health checks and scrapes. Right, dashed: how long answers of "
         "/predict take; the agreement is 99 % within 100 ms.",
         "reqps",
-        query(f"sum by (status) (rate(http_requests_total{{{asked}}}[$__rate_interval]))", "{{status}}"),
+        ask_answers(),
         *(ask_latency(quantile, f'{JOB}, route="/predict"') for quantile in ("0.5", "0.95", "0.99")),
     )
     return panel.override_by_regexp("/^p[0-9]+$/", SECONDS_ON_THE_RIGHT)
