@@ -2,8 +2,8 @@
 
 from grafana_foundation_sdk.builders import dashboard as builders
 
-from grafana.panels import make_graph, make_stat, make_table, query, query_now
-from grafana.predictions import LOG, Panels, ask_latency
+from grafana.expressions import JOB, ask_answers, ask_latency
+from grafana.panels import Panels, make_graph, make_stat, make_table, query, query_now
 
 OK, WARN, BAD = "green", "orange", "red"
 
@@ -17,7 +17,7 @@ def list_numbers() -> Panels:
             "Up",
             "Share of the replicas that Prometheus can scrape.",
             "percentunit",
-            query(f"avg(up{{{LOG}}})"),
+            query(f"avg(up{{{JOB}}})"),
             size=STAT,
             limits=((None, BAD), (1, OK)),
         ),
@@ -76,7 +76,7 @@ def list_numbers() -> Panels:
             "short",
             query(
                 "sum(clamp_min(instance:prediction_log_unaccounted:rows, 0)) "
-                f"+ sum(prediction_log_dead_rows_total{{{LOG}}}) + sum(prediction_log_spool_damaged_total{{{LOG}}})"
+                f"+ sum(prediction_log_dead_rows_total{{{JOB}}}) + sum(prediction_log_spool_damaged_total{{{JOB}}})"
             ),
             size=STAT,
             limits=((None, OK), (1, BAD)),
@@ -85,7 +85,7 @@ def list_numbers() -> Panels:
             "Log Behind",
             "Age of the oldest promised row that PostgreSQL does not have yet.",
             "s",
-            query(f"max(prediction_log_lag_seconds{{{LOG}}})"),
+            query(f"max(prediction_log_lag_seconds{{{JOB}}})"),
             size=STAT,
             limits=((None, OK), (60, WARN), (900, BAD)),
             decimals=1,
@@ -101,10 +101,7 @@ def list_graphs() -> Panels:
             "Is It Up",
             "Answers per second by status, without health checks and scrapes.",
             "reqps",
-            query(
-                f'sum by (status) (rate(http_requests_total{{{LOG}, route!~"/health.*|/metrics"}}[$__rate_interval]))',
-                "{{status}}",
-            ),
+            ask_answers(),
             size=GRAPH,
             stacked=True,
         ),
@@ -112,7 +109,7 @@ def list_graphs() -> Panels:
             "Is It Fast",
             "How long answers of /predict take.",
             "s",
-            *(ask_latency(quantile, f'{LOG}, route="/predict"') for quantile in ("0.5", "0.95", "0.99")),
+            *(ask_latency(quantile, f'{JOB}, route="/predict"') for quantile in ("0.5", "0.95", "0.99")),
             size=GRAPH,
         ),
         make_graph(
@@ -127,7 +124,7 @@ def list_graphs() -> Panels:
             "Is Anything Lost",
             "Rows promised and not stored yet, by replica.",
             "short",
-            query(f"sum by (instance) (prediction_log_pending_rows{{{LOG}}})", "pending {{instance}}"),
+            query(f"sum by (instance) (prediction_log_pending_rows{{{JOB}}})", "pending {{instance}}"),
             size=GRAPH,
         ),
         make_graph(

@@ -19,6 +19,8 @@ POSTGRES = models.DataSourceRef(type_val="grafana-postgresql-datasource", uid="p
 Query = prometheus.Dataquery
 Panel = TypeVar("Panel", stat.Panel, timeseries.Panel, heatmap.Panel, table.Panel, statetimeline.Panel, trend.Panel)
 
+Panels = list[Builder[models.Panel]]
+
 
 class Sql(Dataquery):
     """A query of the PostgreSQL data source, which Grafana's library has no type for."""

@@ -2,12 +2,12 @@
 
 from grafana_foundation_sdk.builders import dashboard as builders
 from grafana_foundation_sdk.builders import timeseries
-from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models import dashboard as models
 
 from grafana import queries
+from grafana.expressions import JOB, VERSION, WINDOW, ask_answers, ask_delay, ask_latency, ask_quantile, newest
 from grafana.panels import (
-    Query,
+    Panels,
     make_graph,
     make_heatmap,
     make_stat,
@@ -19,14 +19,7 @@ from grafana.panels import (
     style,
 )
 
-VERSION = 'model="$model", model_version=~"$version"'
-WINDOW = f'{VERSION}, window="$window"'
-LOG = 'job="scorekeeper"'
-"""Names of the log and of HTTP are not ours alone: they are looked at where prometheus.yml scrapes this service."""
-
 SECONDS_ON_THE_RIGHT = style(unit="s", custom_axisPlacement="right", custom_lineStyle={"fill": "dash", "dash": [6, 4]})
-
-Panels = list[Builder[models.Panel]]
 
 
 def list_seed_panels() -> Panels:
@@ -69,14 +62,13 @@ def list_seed_panels() -> Panels:
 
 def graph_requests() -> timeseries.Panel:
     """Draw requests by status on the left, latency of /predict on the right."""
-    asked = f'{LOG}, route!~"/health.*|/metrics"'
     panel = make_graph(
         "Request Rate & Latency",
         "Left: answers per second by status, without health checks and scrapes. Right, dashed: how long answers of "
         "/predict take; the agreement is 99 % within 100 ms.",
         "reqps",
-        query(f"sum by (status) (rate(http_requests_total{{{asked}}}[$__rate_interval]))", "{{status}}"),
-        *(ask_latency(quantile, f'{LOG}, route="/predict"') for quantile in ("0.5", "0.95", "0.99")),
+        ask_answers(),
+        *(ask_latency(quantile, f'{JOB}, route="/predict"') for quantile in ("0.5", "0.95", "0.99")),
     )
     return panel.override_by_regexp("/^p[0-9]+$/", SECONDS_ON_THE_RIGHT)
 
@@ -188,17 +180,17 @@ def list_log_panels() -> Panels:
             "Predictions answered 200, and rows that PostgreSQL has committed. Refused ones were answered 503 for "
             "want of the log.",
             "cps",
-            query(f"sum(rate(prediction_log_answered_rows_total{{{LOG}}}[$__rate_interval]))", "answered"),
-            query(f"sum(rate(prediction_log_stored_rows_total{{{LOG}}}[$__rate_interval]))", "stored"),
-            query(f"sum(rate(prediction_log_refused_rows_total{{{LOG}}}[$__rate_interval]))", "refused"),
+            query(f"sum(rate(prediction_log_answered_rows_total{{{JOB}}}[$__rate_interval]))", "answered"),
+            query(f"sum(rate(prediction_log_stored_rows_total{{{JOB}}}[$__rate_interval]))", "stored"),
+            query(f"sum(rate(prediction_log_refused_rows_total{{{JOB}}}[$__rate_interval]))", "refused"),
             size=(8, 8),
         ),
         make_graph(
             "Waiting for PostgreSQL",
             "Rows promised and not stored yet (left), and the age of the oldest (right).",
             "short",
-            query(f"sum by (instance) (prediction_log_pending_rows{{{LOG}}})", "pending {{instance}}"),
-            query(f"max by (instance) (prediction_log_lag_seconds{{{LOG}}})", "lag {{instance}}"),
+            query(f"sum by (instance) (prediction_log_pending_rows{{{JOB}}})", "pending {{instance}}"),
+            query(f"max by (instance) (prediction_log_lag_seconds{{{JOB}}})", "lag {{instance}}"),
             size=(8, 8),
         ).override_by_regexp("/^lag/", SECONDS_ON_THE_RIGHT),
         make_graph(
@@ -206,15 +198,15 @@ def list_log_panels() -> Panels:
             "Size of the spool on disk, shipped segments that are kept a while included, and SPOOL_MAX_BYTES, at which "
             "predictions are refused.",
             "bytes",
-            query(f"prediction_log_spool_bytes{{{LOG}}}", "used {{instance}}"),
-            query(f"max(prediction_log_spool_max_bytes{{{LOG}}})", "SPOOL_MAX_BYTES"),
+            query(f"prediction_log_spool_bytes{{{JOB}}}", "used {{instance}}"),
+            query(f"max(prediction_log_spool_max_bytes{{{JOB}}})", "SPOOL_MAX_BYTES"),
             size=(8, 8),
         ),
         make_graph(
             "Time of a COMMIT",
             "Insert and COMMIT of one batch.",
             "s",
-            *(ask_quantile(quantile, "prediction_log_commit_seconds", LOG) for quantile in ("0.5", "0.99")),
+            *(ask_quantile(quantile, "prediction_log_commit_seconds", JOB) for quantile in ("0.5", "0.99")),
             size=(8, 8),
         ),
         make_graph(
@@ -222,7 +214,7 @@ def list_log_panels() -> Panels:
             "Attempts to store a batch that failed, by kind. Transient ones are tried again; the others need a person.",
             "cpm",
             query(
-                f"60 * sum by (kind) (rate(prediction_log_failures_total{{{LOG}}}[$__rate_interval])) or vector(0)",
+                f"60 * sum by (kind) (rate(prediction_log_failures_total{{{JOB}}}[$__rate_interval])) or vector(0)",
                 "{{kind}}",
             ),
             size=(8, 8),
@@ -232,8 +224,8 @@ def list_log_panels() -> Panels:
             "Dead: PostgreSQL refuses them. Damaged: places of the spool. Unaccounted: answered and nowhere. All must "
             "be 0.",
             "short",
-            query(f"sum(prediction_log_dead_rows_total{{{LOG}}})", "dead"),
-            query(f"sum(prediction_log_spool_damaged_total{{{LOG}}})", "damaged"),
+            query(f"sum(prediction_log_dead_rows_total{{{JOB}}})", "dead"),
+            query(f"sum(prediction_log_spool_damaged_total{{{JOB}}})", "damaged"),
             query("sum(clamp_min(instance:prediction_log_unaccounted:rows, 0))", "unaccounted"),
             size=(8, 8),
         ),
@@ -247,7 +239,7 @@ def list_http_panels() -> Panels:
             "Requests by Route",
             "Answers per second by route template.",
             "reqps",
-            query(f"sum by (route) (rate(http_requests_total{{{LOG}}}[$__rate_interval]))", "{{route}}"),
+            query(f"sum by (route) (rate(http_requests_total{{{JOB}}}[$__rate_interval]))", "{{route}}"),
         ),
         make_graph(
             "Latency by Route",
@@ -255,7 +247,7 @@ def list_http_panels() -> Panels:
             "s",
             query(
                 "histogram_quantile(0.95, sum by (le, route) "
-                f"(rate(http_request_duration_seconds_bucket{{{LOG}}}[$__rate_interval])))",
+                f"(rate(http_request_duration_seconds_bucket{{{JOB}}}[$__rate_interval])))",
                 "{{route}}",
             ),
         ),
@@ -292,28 +284,6 @@ def list_rows() -> Panels:
             size=(24, 12),
         )
     ]
-
-
-def newest(metric: str) -> str:
-    """Return the expression of a quality gauge: every replica exports the same one."""
-    return f"max without (instance) ({metric}{{{WINDOW}}})"
-
-
-def ask_latency(quantile: str, selector: str) -> Query:
-    """Ask for a quantile of how long answers take, e.g. `p99`."""
-    return ask_quantile(quantile, "http_request_duration_seconds", selector)
-
-
-def ask_quantile(quantile: str, histogram: str, selector: str) -> Query:
-    """Ask for a quantile of a histogram, named e.g. `p99`."""
-    buckets = f"sum by (le) (rate({histogram}_bucket{{{selector}}}[$__rate_interval]))"
-    return query(f"histogram_quantile({quantile}, {buckets})", f"p{round(float(quantile) * 100)}")
-
-
-def ask_delay(quantile: str) -> Query:
-    """Ask for a quantile of the delay of labels: they may come seldom, so it looks back an hour."""
-    buckets = "sum by (le) (rate(model_label_delay_seconds_bucket[1h]))"
-    return query(f"histogram_quantile({quantile}, {buckets})", f"p{round(float(quantile) * 100)}")
 
 
 ROWS = {
