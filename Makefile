@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 # Debian's PostgreSQL 15, the oldest supported version, for test-system.
 POSTGRES_15 ?= /usr/lib/postgresql/15/bin
 
-.PHONY: run replay test test-system faults check format
+.PHONY: run replay test test-system compose-test faults check format
 
 run: $(VENV)/run-installed
 	exec $(BIN)/python -m app serve --host $(HOST) --port $(PORT)
@@ -26,6 +26,10 @@ test-system: $(VENV)/test-installed
 	$(BIN)/pytest tests/system
 	TEST_POSTGRES_BIN=$(POSTGRES_15) $(BIN)/pytest tests --ignore=tests/system --ignore=tests/faults
 	$(BIN)/pytest tests/faults
+
+# The stack of compose.yaml for real, with the images that the Docker engine has or can get.
+compose-test: $(VENV)/test-installed
+	$(BIN)/python -m tests.compose
 
 # The faults of test-system many times over, and the long ones, as a table: before a release.
 faults: $(VENV)/test-installed
