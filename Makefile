@@ -8,10 +8,14 @@ BIN = $(VENV)/bin
 # Debian's PostgreSQL 15, the oldest supported version, for test-system.
 POSTGRES_15 ?= /usr/lib/postgresql/15/bin
 
-.PHONY: run replay test test-system compose-test faults check format
+.PHONY: run demo replay test test-system compose-test faults check format
 
 run: $(VENV)/run-installed
 	exec $(BIN)/python -m app serve --host $(HOST) --port $(PORT)
+
+# The server with PostgreSQL, Prometheus if it is installed, and rows and labels without an end, until Ctrl-C.
+demo: $(VENV)/run-installed
+	exec $(BIN)/python demo/run.py --port $(PORT)
 
 replay: $(VENV)/run-installed
 	$(BIN)/python -m app replay --url http://$(HOST):$(PORT) --rows $(ROWS)
