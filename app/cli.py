@@ -19,7 +19,9 @@ from app.model_commands import Packing, inspect_model, pack_model
 from app.quality.export_queries import ExportFilter
 from app.quality.queries import LATEST
 from app.quality_commands import check_ledger, rebuild_ledger
-from app.replay import Replay, run_replay
+from app.replay.endless import run_endless
+from app.replay.once import run_replay
+from app.replay.rows import Replay
 from app.server import serve
 from app.settings import BUNDLED_DIR, Settings
 from app.spool_commands import drain_spool, show_spool, verify_spool
@@ -84,6 +86,10 @@ def _add_replay(commands: Commands) -> None:
     )
     replay.add_argument("--rate", type=_at_least(0.1, float), default=200.0, help="rows per second")
     replay.add_argument("--label-delay", type=_at_least(0, float), default=2.0, help="seconds from answer to label")
+    replay.add_argument(
+        "--label-share", type=_at_least(0, float, at_most=1), default=1.0, help="share of the rows that get a label"
+    )
+    replay.add_argument("--loop", action="store_true", help="begin again after the last row, until Ctrl-C")
     replay.add_argument("--data", type=Path, default=data / "analysis.csv.gz", help="recorded rows, CSV with an id")
     replay.add_argument("--labels", type=Path, default=data / "analysis_target.csv.gz", help="id and label, CSV")
     replay.set_defaults(command=_replay)
@@ -197,10 +203,11 @@ def _replay(options: argparse.Namespace) -> int:
         start=options.start,
         rate=options.rate,
         label_delay_seconds=options.label_delay,
+        label_share=options.label_share,
         data=options.data,
         labels=options.labels,
     )
-    return asyncio.run(run_replay(plan))
+    return asyncio.run(run_endless(plan) if options.loop else run_replay(plan))
 
 
 def _pack_model(options: argparse.Namespace) -> int:
