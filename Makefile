@@ -5,13 +5,17 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 ROWS ?= 2000
 BIN = $(VENV)/bin
-# Debian's PostgreSQL 15, the oldest supported version, for test-system.
+# Debian's PostgreSQL 15, the oldest supported version, for test-system, which also needs what .ci/run installs.
 POSTGRES_15 ?= /usr/lib/postgresql/15/bin
 
-.PHONY: run replay test test-system faults check format
+.PHONY: run demo replay test test-system compose-test faults check format dashboards
 
 run: $(VENV)/run-installed
 	exec $(BIN)/python -m app serve --host $(HOST) --port $(PORT)
+
+# The server with PostgreSQL, Prometheus if it is installed, and rows and labels without an end, until Ctrl-C.
+demo: $(VENV)/run-installed
+	exec $(BIN)/python demo/run.py --port $(PORT)
 
 replay: $(VENV)/run-installed
 	$(BIN)/python -m app replay --url http://$(HOST):$(PORT) --rows $(ROWS)
@@ -27,6 +31,10 @@ test-system: $(VENV)/test-installed
 	TEST_POSTGRES_BIN=$(POSTGRES_15) $(BIN)/pytest tests --ignore=tests/system --ignore=tests/faults
 	$(BIN)/pytest tests/faults
 
+# The stack of compose.yaml for real, with the images that the Docker engine has or can get.
+compose-test: $(VENV)/test-installed
+	$(BIN)/python -m tests.compose
+
 # The faults of test-system many times over, and the long ones, as a table: before a release.
 faults: $(VENV)/test-installed
 	$(BIN)/python -m tests.faults
@@ -40,6 +48,10 @@ check: $(VENV)/test-installed
 format: $(VENV)/test-installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Grafana's dashboards, from grafana/*.py.
+dashboards: $(VENV)/test-installed
+	$(BIN)/python -m grafana.build
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'

@@ -19,7 +19,9 @@ from app.model_commands import Packing, inspect_model, pack_model
 from app.quality.export_queries import ExportFilter
 from app.quality.queries import LATEST
 from app.quality_commands import check_ledger, rebuild_ledger
-from app.replay import Replay, run_replay
+from app.replay.endless import run_endless
+from app.replay.once import run_replay
+from app.replay.rows import Replay
 from app.server import serve
 from app.settings import BUNDLED_DIR, Settings
 from app.spool_commands import drain_spool, show_spool, verify_spool
@@ -49,8 +51,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     _add_spool(commands)
     _add_labels(commands)
     _add_export(commands)
-    _add_model(commands)
     _add_quality(commands)
+    _add_model(commands)
     return parser.parse_args(arguments)
 
 
@@ -84,6 +86,10 @@ def _add_replay(commands: Commands) -> None:
     )
     replay.add_argument("--rate", type=_at_least(0.1, float), default=200.0, help="rows per second")
     replay.add_argument("--label-delay", type=_at_least(0, float), default=2.0, help="seconds from answer to label")
+    replay.add_argument(
+        "--label-share", type=_at_least(0, float, at_most=1), default=1.0, help="share of the rows that get a label"
+    )
+    replay.add_argument("--loop", action="store_true", help="begin again after the last row, until Ctrl-C")
     replay.add_argument("--data", type=Path, default=data / "analysis.csv.gz", help="recorded rows, CSV with an id")
     replay.add_argument("--labels", type=Path, default=data / "analysis_target.csv.gz", help="id and label, CSV")
     replay.set_defaults(command=_replay)
@@ -150,6 +156,19 @@ def _add_export(commands: Commands) -> None:
     parser.set_defaults(command=_export)
 
 
+def _add_quality(commands: Commands) -> None:
+    quality = commands.add_parser("quality", help="compare the quality ledger with the log, or make it anew")
+    actions = quality.add_subparsers(required=True, metavar="ACTION")
+    for name, action, description in (
+        ("check", check_ledger, "Compare the ledger with the rows of the log; 1: they differ."),
+        ("rebuild", rebuild_ledger, "Make the ledger anew from the rows of the log, while servers go on."),
+    ):
+        parser = actions.add_parser(name, help=description, description=description)
+        parser.add_argument("--since", type=date.fromisoformat, default=date.min, help="first day, UTC (default: all)")
+        parser.add_argument("--until", type=date.fromisoformat, default=date.max, help="last day, UTC (default: all)")
+        parser.set_defaults(command=_quality, action=action)
+
+
 def _add_model(commands: Commands) -> None:
     model = commands.add_parser("model", help="look at a model file, or add what the server needs to know")
     actions = model.add_subparsers(required=True, metavar="ACTION")
@@ -172,19 +191,6 @@ def _add_model(commands: Commands) -> None:
     pack.set_defaults(command=_pack_model)
 
 
-def _add_quality(commands: Commands) -> None:
-    quality = commands.add_parser("quality", help="compare the quality ledger with the log, or make it anew")
-    actions = quality.add_subparsers(required=True, metavar="ACTION")
-    for name, action, description in (
-        ("check", check_ledger, "Compare the ledger with the rows of the log; 1: they differ."),
-        ("rebuild", rebuild_ledger, "Make the ledger anew from the rows of the log, while servers go on."),
-    ):
-        parser = actions.add_parser(name, help=description, description=description)
-        parser.add_argument("--since", type=date.fromisoformat, default=date.min, help="first day, UTC (default: all)")
-        parser.add_argument("--until", type=date.fromisoformat, default=date.max, help="last day, UTC (default: all)")
-        parser.set_defaults(command=_quality, action=action)
-
-
 def _serve(options: argparse.Namespace) -> int:
     serve(options.host, options.port, access_log=options.access_log)
     return 0
@@ -197,10 +203,11 @@ def _replay(options: argparse.Namespace) -> int:
         start=options.start,
         rate=options.rate,
         label_delay_seconds=options.label_delay,
+        label_share=options.label_share,
         data=options.data,
         labels=options.labels,
     )
-    return asyncio.run(run_replay(plan))
+    return asyncio.run(run_endless(plan) if options.loop else run_replay(plan))
 
 
 def _pack_model(options: argparse.Namespace) -> int:

@@ -139,6 +139,7 @@ LOG_BATCH_ROWS = Histogram(
 )
 LOG_FAILURES = Counter("prediction_log_failures_total", "Failed attempts to store a batch, by class", ["kind"])
 SPOOL_BYTES = Gauge("prediction_log_spool_bytes", "Size of the spool on disk, shipped segments that are kept included")
+SPOOL_MAX_BYTES = OptionalGauge("prediction_log_spool_max_bytes", "SPOOL_MAX_BYTES; no sample: there is no spool")
 SPOOL_FAILURES = Counter("prediction_log_spool_failures_total", "Groups that could not be written or synced to disk")
 SPOOL_TORN_TAILS = Counter(
     "prediction_log_spool_torn_tails_total", "Unfinished ends of segments, never promised, dropped"

@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,8 +20,7 @@ ROOT = Path(__file__).parent.parent
 class Server:
     """A server process that may be started again after it has ended; its output is kept in `log`."""
 
-    def __init__(self, environment: Mapping[str, str], module: Sequence[str] = ("app", "serve")) -> None:
-        self.module = module
+    def __init__(self, environment: Mapping[str, str]) -> None:
         self.port = find_free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.environment = {**os.environ, **environment}
@@ -32,7 +31,7 @@ class Server:
     async def start(self, *, wait: bool = True) -> None:
         """Start it, and wait until it is ready unless told not to."""
         self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", *self.module, "--port", str(self.port), "--no-access-log"),
+            *(sys.executable, "-m", "app", "serve", "--port", str(self.port), "--no-access-log"),
             env=self.environment,
             cwd=ROOT,
             stdout=asyncio.subprocess.PIPE,

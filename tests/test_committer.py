@@ -6,6 +6,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from prometheus_client import REGISTRY
 
 from app.database.pool import open_pool
 from app.prediction_log import committer as committer_module
@@ -53,6 +54,16 @@ async def test_store_returns_when_another_connection_sees_the_rows(
     await committer.store(make_rows(3))
 
     assert await count_rows(connection) == 3
+
+
+async def test_rows_that_are_there_already_count_as_repeated(committer: Committer) -> None:
+    rows = make_rows(3)
+    await committer.store(rows)
+    before = REGISTRY.get_sample_value("prediction_log_repeated_rows_total") or 0
+
+    await committer.store(rows)
+
+    assert REGISTRY.get_sample_value("prediction_log_repeated_rows_total") == before + 3
 
 
 async def test_store_commits_requests_that_wait_together(committer: Committer, connection: asyncpg.Connection) -> None:

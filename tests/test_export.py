@@ -41,6 +41,10 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def number(name: str) -> dict[str, str]:
+    return {"name": name, "type": "number"}
+
+
 @pytest.mark.parametrize("file_format", ["csv", "parquet"])
 async def test_f1_of_the_exported_rows_is_that_of_quality(
     server: Server, tmp_path: Path, file_format: ExportFormat
@@ -68,23 +72,10 @@ async def test_f1_of_the_exported_rows_is_that_of_quality(
     assert f1_score(labels, predictions, pos_label="1") == pytest.approx(result["f1"], abs=1e-12)
 
 
-def inputs(*names: str) -> list[dict[str, str]]:
-    """The inputs of a version whose features are all numbers."""
-    return [{"name": name, "type": "number"} for name in names]
-
-
 async def test_row_shows_everything_that_is_known(
     connection: asyncpg.Connection, database_url: str, tmp_path: Path
 ) -> None:
-    await register_version(
-        connection,
-        "car-loan",
-        "1",
-        "0" * 64,
-        (0, 1),
-        "1",
-        inputs("car_value", "age"),
-    )
+    await register_version(connection, "car-loan", "1", "0" * 64, (0, 1), "1", [number("car_value"), number("age")])
     record = replace(make_record(NOON, external_id='a "quoted", key'), features={"car_value": 1.5, "age": None})
     await store(connection, record)
     observed_at, received_at = NOON + timedelta(hours=1, microseconds=1), NOON + timedelta(hours=2)
@@ -113,9 +104,9 @@ async def test_row_shows_everything_that_is_known(
 async def test_columns_are_those_of_any_version_when_versions_differ(
     connection: asyncpg.Connection, database_url: str, tmp_path: Path
 ) -> None:
-    await register_version(connection, "car-loan", "1", "0" * 64, (0, 1), "1", inputs("car_value"))
-    await register_version(connection, "pets", "1", "0" * 64, ("cat", "dog"), "dog", inputs("weight"))
-    await register_version(connection, "unused", "1", "0" * 64, (0, 1), "1", inputs("nothing"))
+    await register_version(connection, "car-loan", "1", "0" * 64, (0, 1), "1", [number("car_value")])
+    await register_version(connection, "pets", "1", "0" * 64, ("cat", "dog"), "dog", [number("weight")])
+    await register_version(connection, "unused", "1", "0" * 64, (0, 1), "1", [number("nothing")])
     loan, pet = make_record(NOON), make_record(NOON + timedelta(minutes=1), model="pets", predicted="dog")
     await store(connection, loan, replace(pet, features={"weight": 4.0}))
 
@@ -139,6 +130,31 @@ async def test_columns_are_those_of_any_version_when_versions_differ(
             "features.car_value": "",
             "features.weight": "4.0",
         },
+    ]
+
+
+async def test_values_keep_their_types_unless_versions_differ_in_them(
+    connection: asyncpg.Connection, database_url: str, tmp_path: Path
+) -> None:
+    kinds = {"age": "integer", "name": "text", "is_new": "boolean", "code": "integer"}
+    features = [{"name": name, "type": kind} for name, kind in kinds.items()]
+    await register_version(connection, "car-loan", "1", "0" * 64, (0, 1), "1", features)
+    await register_version(connection, "car-loan", "2", "0" * 64, (0, 1), "1", [{"name": "code", "type": "text"}])
+    first, second = make_record(NOON), make_record(NOON + timedelta(minutes=1))
+    await store(
+        connection,
+        replace(first, features={"age": 2**53 + 1, "name": "é", "is_new": True, "code": 7}),
+        replace(second, model_version="2", features={"code": "x"}),
+    )
+    wanted = ExportFilter(NOON - timedelta(hours=1), NOON + timedelta(hours=1), None, None, labelled_only=False)
+
+    output = tmp_path / "rows.parquet"
+    await run_export(Export(wanted, "parquet", output), database_url, Console(file=io.StringIO()))
+
+    rows = pq.read_table(output).to_pylist()
+    assert [[row[f"features.{name}"] for name in kinds] for row in rows] == [
+        [2**53 + 1, "é", True, "7"],
+        [None, None, None, "x"],
     ]
 
 

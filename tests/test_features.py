@@ -70,7 +70,7 @@ VALUES: dict[str, tuple[str, object, str | None]] = {
 
 
 @pytest.mark.parametrize(("type_", "value", "code"), VALUES.values(), ids=VALUES)
-def test_value_is_refused_when_the_tensor_cannot_hold_it(type_: str, value: object, code: str | None) -> None:
+def test_value_is_refused_when_the_tensor_cannot_hold_it(type_: str, value: Any, code: str | None) -> None:
     fault = Feature("feature", ELEMENT_TYPES[type_], missing_allowed=False).find_fault(value)
 
     assert (fault and fault[0]) == code

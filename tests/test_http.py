@@ -239,7 +239,9 @@ async def test_the_answer_is_503_with_retry_after_when_postgresql_fails(
 async def test_a_client_that_goes_in_the_middle_of_its_body_is_no_error_of_the_server(server: Server) -> None:
     await server.start()
     _, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(b"POST /predict HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\nX-Request-Id: gone\r\n\r\n{")
+    writer.write(
+        b"POST /predict HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\nX-Request-Id: gone\r\n\r\n1\r\n{\r\n"
+    )
     await writer.drain()
 
     writer.close()

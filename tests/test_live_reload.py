@@ -51,7 +51,7 @@ async def start_server(
 
     async def start(name: str) -> Server:
         environment = {"DATABASE_URL": database_url, "DATA_DIR": str(tmp_path / name), "MODEL_DIR": str(models)}
-        server = Server(environment, ("app", "serve"))
+        server = Server(environment)
         servers.append(server)
         await server.start()
         return server

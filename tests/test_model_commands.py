@@ -1,8 +1,10 @@
 """`python -m app model`: what it shows, what it writes, and that the request it shows is answered."""
 
+import ast
 import hashlib
 import io
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -206,6 +208,28 @@ def test_every_key_of_the_metadata_is_documented() -> None:
     lines = (ROOT / "docs" / "models.md").read_text().splitlines()
 
     assert {line.split("`")[1] for line in lines if line.startswith("| `") and line.count("|") == 4} >= KEYS
+
+
+def test_every_refusal_in_the_documentation_is_one_of_the_code() -> None:
+    table = (ROOT / "docs" / "models.md").read_text().partition("## Why a file is refused")[2]
+    documented = [line.split("`")[1] for line in table.splitlines() if line.startswith("| `")]
+    texts = [text for file in (ROOT / "app" / "serving").glob("*.py") for text in list_texts(file)]
+
+    patterns = [re.sub(r"\\\[\\\.\\\.\\\.\\\]|\d+", ".*", re.escape(phrase)) for phrase in documented]
+
+    assert len(documented) == 10
+    assert [pattern for pattern in patterns if not any(re.search(pattern, text) for text in texts)] == []
+
+
+def list_texts(file: Path) -> list[str]:
+    """Return every text in a module, what an f-string fills in as 0."""
+    texts = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            texts.append("".join(str(part.value) if isinstance(part, ast.Constant) else "0" for part in node.values))
+        elif isinstance(node, ast.Constant):
+            texts.append(str(node.value))
+    return texts
 
 
 def test_pipelines_example_has_a_known_category(tmp_path: Path, console: Console, output: io.StringIO) -> None:

@@ -1,7 +1,6 @@
 """What a loaded model answers, against scikit-learn and against graphs whose answer is known."""
 
 import json
-import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -259,13 +258,3 @@ def test_missing_values(metadata: dict[str, str], allowed: bool) -> None:
 
 def test_training_f1_is_the_metadatas() -> None:
     assert Model("echo", "1", build_echo(3, training_f1="0.875")).signature.training_f1 == 0.875
-
-
-def test_bytes_of_the_file_are_not_kept_by_the_session() -> None:
-    content = build_echo(padding="x" * 1000)
-    references = sys.getrefcount(content)
-
-    model = Model("small", "1", content)
-
-    assert sys.getrefcount(content) == references
-    assert model.signature.classes == (0, 1, 2)

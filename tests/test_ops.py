@@ -104,6 +104,13 @@ async def test_metrics_tell_the_models_file_when_loaded(client: httpx2.AsyncClie
     assert f'model_info{{model="car-loan",model_version="1",sha256="{sha256}"}} 1.0' in text
 
 
+async def test_metrics_tell_the_spools_limit_when_there_is_a_spool(open_client: OpenClient) -> None:
+    async with open_client(DURABILITY="fsync", SPOOL_MAX_BYTES="67108864") as client:
+        text = (await client.get("/metrics")).text
+
+    assert "prediction_log_spool_max_bytes 6.7108864e+07" in text
+
+
 async def test_model_is_described_when_loaded(client: httpx2.AsyncClient) -> None:
     before = datetime.now(UTC)
 

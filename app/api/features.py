@@ -4,14 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from app.api.body import Row, escape_step
 from app.errors import Fault, InvalidRequestError, invalid
-from app.serving.features import Feature, Value
+from app.serving.features import NUMBERS, Feature, Value
 from app.serving.signature import Signature
 
 Pointers = Callable[[], Sequence[str]]
 """Names the JSON pointers of the rows; called only for rows that are refused."""
-
-NUMBERS = frozenset({int, float})
-"""Types of JSON's numbers; that of booleans is another, although Python can compare them."""
 
 
 def read_features(rows: Sequence[Row], signature: Signature, pointers: Pointers) -> list[list[Value]]:

@@ -35,6 +35,9 @@ FIXED_COLUMNS: Mapping[str, type] = {
 }
 """Columns of every export; those of probabilities and features follow, as `probabilities.CLASS`, `features.NAME`."""
 
+FEATURE_TYPES: Mapping[str, type] = {"number": float, "integer": int, "text": str, "boolean": bool}
+"""Types of columns by the kind of feature."""
+
 
 class ExportError(ScorekeeperError):
     """The export cannot be made; the message says why."""
@@ -95,9 +98,19 @@ async def run_export(export: Export, url: str, console: Console | None = None) -
 
 def name_columns(versions: Sequence[asyncpg.Record]) -> dict[str, type]:
     """Return the columns: the fixed ones, then every class and feature of any of the versions."""
-    features = [f"features.{one['name']}" for row in versions for one in msgspec.json.decode(row["inputs"])]
-    names = [name for row in versions for name in name_probabilities(row)] + features
-    return {**FIXED_COLUMNS, **dict.fromkeys(names, float)}
+    probabilities = [name for row in versions for name in name_probabilities(row)]
+    return {**FIXED_COLUMNS, **dict.fromkeys(probabilities, float), **list_features(versions)}
+
+
+def list_features(versions: Sequence[asyncpg.Record]) -> dict[str, type]:
+    """Return the columns of features; one that is of several types in several versions is written as text."""
+    columns: dict[str, type] = {}
+    for row in versions:
+        for feature in msgspec.json.decode(row["inputs"]):
+            kind = {"name": feature, "type": "number"} if isinstance(feature, str) else feature  # of an older release
+            name, of = f"features.{kind['name']}", FEATURE_TYPES[kind["type"]]
+            columns[name] = of if columns.get(name, of) is of else str
+    return columns
 
 
 def name_probabilities(version: asyncpg.Record) -> list[str]:
@@ -133,18 +146,22 @@ async def write_rows(
     console: Console,
 ) -> None:
     """Fetch and write the rows, some at a time."""
-    names = list(columns)[len(FIXED_COLUMNS) :]
+    others = dict(list(columns.items())[len(FIXED_COLUMNS) :])
     classes = {(row["model_name"], row["model_version"]): name_probabilities(row) for row in versions}
     bar_columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*bar_columns, console=console) as bar:
         task = bar.add_task("rows", total=sum(row["rows"] for row in versions))
         async for rows in stream_rows(connection, export.wanted):
-            writer.write([make_cells(row, classes[row["model_name"], row["model_version"]], names) for row in rows])
+            writer.write([make_cells(row, classes[row["model_name"], row["model_version"]], others) for row in rows])
             bar.advance(task, len(rows))
 
 
-def make_cells(row: asyncpg.Record, classes: Sequence[str], names: Sequence[str]) -> list[object]:
-    """Return the cells of a row; `classes` are the columns of its probabilities, `names` all that are not fixed."""
+def make_cells(row: asyncpg.Record, classes: Sequence[str], others: Mapping[str, type]) -> list[object]:
+    """Return the cells of a row; `classes` are the columns of its probabilities, `others` all that are not fixed."""
     values: dict[str, object] = dict(zip(classes, row["probabilities"], strict=True))
     values |= {f"features.{name}": value for name, value in msgspec.json.decode(row["features"]).items()}
-    return [str(row["prediction_id"]), *list(row)[1 : len(FIXED_COLUMNS)], *(values.get(name) for name in names)]
+    cells = [
+        str(value) if of is str and (value := values.get(name)) is not None else values.get(name)
+        for name, of in others.items()
+    ]
+    return [str(row["prediction_id"]), *list(row)[1 : len(FIXED_COLUMNS)], *cells]

@@ -52,11 +52,12 @@ def _round_times(pa: Any, table: Any) -> Any:
 
 
 class ParquetWriter:
-    """Writes rows of columns that are given as name -> type: str, datetime or float; closed by `close`."""
+    """Writes rows of columns that are given as name -> type: str, datetime, float, int or bool; closed by `close`."""
 
     def __init__(self, path: Path, columns: Mapping[str, type]) -> None:
         pa = import_pyarrow()
-        types = {str: pa.string(), datetime: pa.timestamp("us", "UTC"), float: pa.float64()}
+        numbers = {float: pa.float64(), int: pa.int64(), bool: pa.bool_()}
+        types = {str: pa.string(), datetime: pa.timestamp("us", "UTC"), **numbers}
         self._schema = pa.schema([(name, types[of]) for name, of in columns.items()])
         self._writer = pa.parquet.ParquetWriter(path, self._schema)
         self._table = pa.table

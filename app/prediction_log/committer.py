@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from app import metrics
 from app.errors import UnavailableError
 from app.prediction_log.inserter import Inserter, InsertError, LogFailure
 from app.prediction_log.record import Rows
@@ -102,7 +103,7 @@ class Committer:
         attempt = 0
         while True:
             try:
-                await self._inserter.insert([part.payload for group in batch for part in group.rows])
+                stored = await self._inserter.insert([part.payload for group in batch for part in group.rows])
             except InsertError as error:
                 attempt += 1
                 if error.kind == "poison" and len(batch) > 1:
@@ -116,6 +117,7 @@ class Committer:
                     longest = min(RETRY_CAP_SECONDS, RETRY_BASE_SECONDS * 2**attempt)
                     await asyncio.sleep(random.uniform(0, longest))  # noqa: S311
             else:
+                metrics.LOG_REPEATED.inc(sum(group.count for group in batch) - stored)
                 if self.failure is not None:
                     logger.info("PostgreSQL takes predictions again")
                     self.failure = None

@@ -82,6 +82,7 @@ class PredictionLog:
             metrics.LOG_PENDING.set(self.shipper.pending_rows)
             metrics.LOG_LAG.set(self.shipper.lag_seconds)
             metrics.SPOOL_BYTES.set(self.journal.used_bytes)
+            metrics.SPOOL_MAX_BYTES.value = self.journal.max_bytes
 
     async def drain(self, seconds: float) -> None:
         """Wait until everything is in PostgreSQL, at most `seconds`."""

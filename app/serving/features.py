@@ -27,16 +27,21 @@ class ElementType:
     kind: FeatureKind
     datatype: str
     dtype: type[np.generic]
+    python_types: frozenset[type]
     low: float = 0
     high: float = 0
 
 
+NUMBERS = frozenset({int, float})
+"""Types of JSON's numbers, 3.0 among the integers; that of booleans is another, although Python can compare them."""
+
+
 def _floats(datatype: str, dtype: type[np.floating[Any]]) -> ElementType:
-    return ElementType("number", datatype, dtype, float(np.finfo(dtype).min), float(np.finfo(dtype).max))
+    return ElementType("number", datatype, dtype, NUMBERS, float(np.finfo(dtype).min), float(np.finfo(dtype).max))
 
 
 def _integers(datatype: str, dtype: type[np.signedinteger[Any]]) -> ElementType:
-    return ElementType("integer", datatype, dtype, int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+    return ElementType("integer", datatype, dtype, NUMBERS, int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
 
 
 ELEMENT_TYPES = {
@@ -44,17 +49,10 @@ ELEMENT_TYPES = {
     "tensor(double)": _floats("FP64", np.float64),
     "tensor(int64)": _integers("INT64", np.int64),
     "tensor(int32)": _integers("INT32", np.int32),
-    "tensor(string)": ElementType("text", "BYTES", np.object_),
-    "tensor(bool)": ElementType("boolean", "BOOL", np.bool_),
+    "tensor(string)": ElementType("text", "BYTES", np.object_, frozenset({str})),
+    "tensor(bool)": ElementType("boolean", "BOOL", np.bool_, frozenset({bool})),
 }
 """The inputs that are understood, by ONNX's names."""
-
-PYTHON_TYPES: dict[FeatureKind, tuple[type, ...]] = {
-    "number": (int, float),
-    "integer": (int, float),  # 3.0 is an integer too
-    "text": (str,),
-    "boolean": (bool,),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +77,21 @@ class Feature:
         """What it is in JSON."""
         return self.type.kind
 
-    def find_fault(self, value: object) -> tuple[str, str] | None:
+    def find_fault(self, value: Value) -> tuple[str, str] | None:
         """Return what is wrong with a value of JSON, as a code and in words; None: it may be scored and stored."""
-        if value is None:
+        element = self.type
+        if type(value) not in element.python_types:
+            if value is not None:
+                return "wrong_type", f"expected {element.kind}"
             return None if self.missing_allowed else ("missing_value", "this model does not take missing values")
-        if type(value) not in PYTHON_TYPES[self.kind]:
-            return "wrong_type", f"expected {self.kind}"
+        if value is None or isinstance(value, bool):
+            return None
         if isinstance(value, str):
             return _find_text_fault(value)
-        if isinstance(value, int | float) and not self.type.low <= value <= self.type.high and self.kind != "boolean":
-            return "out_of_range", f"the number does not fit in {self.type.dtype.__name__}"
-        if self.kind == "integer" and isinstance(value, float) and not value.is_integer():
-            return "wrong_type", "expected integer"
-        return None
+        if not element.low <= value <= element.high:
+            return "out_of_range", f"the number does not fit in {element.dtype.__name__}"
+        is_fraction = element.kind == "integer" and isinstance(value, float) and not value.is_integer()
+        return ("wrong_type", "expected integer") if is_fraction else None
 
 
 def _find_text_fault(value: str) -> tuple[str, str] | None:

@@ -2,11 +2,9 @@
 
 import hashlib
 import logging
-import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, assert_never
@@ -180,32 +178,12 @@ def _open_session(content: bytes) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", NO_FOLDER)
     options.log_severity_level = 3
-    with _lay_down(content) as source:
-        try:
-            return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's errors share no class below this one
-            reason = _first_line(error).replace(str(source), "the file")
-            is_split = "external" in str(error).lower() or NO_FOLDER in str(error)
-            hint = "; its weights are in another file: save it as one" if is_split else ""
-            raise StartupError(f"onnxruntime cannot load it: {reason}{hint}") from error
-
-
-@contextmanager
-def _lay_down(content: bytes) -> Iterator[str | bytes]:
-    """Put the bytes into a file that is nowhere on disk, where the system can.
-
-    Bytes are parsed holding the interpreter lock, for 0.5 ms per MB, and kept as long as the session; a file is not.
-    """
-    if not hasattr(os, "memfd_create"):
-        yield content
-        return
-    descriptor = os.memfd_create("model.onnx")
     try:
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(content)
-        yield f"/proc/self/fd/{descriptor}"
-    finally:
-        os.close(descriptor)
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors share no class below this one
+        is_split = "external" in str(error).lower() or NO_FOLDER in str(error)
+        hint = "; its weights are in another file: save it as one" if is_split else ""
+        raise StartupError(f"onnxruntime cannot load it: {_first_line(error)}{hint}") from error
 
 
 def _read_signature(session: Any, content: bytes) -> tuple[Metadata, Signature]:

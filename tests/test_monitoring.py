@@ -1,0 +1,122 @@
+"""Rules and their documentation fit the code. What Prometheus itself says to them is in tests/system."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import REGISTRY
+
+from app import metrics
+from tests.promql import Use, find_uses
+from tests.test_docs import list_anchors
+
+ROOT = Path(__file__).parent.parent
+RULE_FILES = sorted(ROOT.glob("prometheus/*.rules.yml"))
+ALERTS_PAGE = ROOT / "docs" / "alerts.md"
+
+TARGET_LABELS = {"job", "instance"}
+"""What Prometheus adds to every series that it scrapes."""
+
+MADE_BY_PROMETHEUS = {"up", "ALERTS"}
+
+SEED_QUERIES = (
+    "model_f1_score",
+    "rate(predictions_total[5m])",
+    "rate(http_requests_total[5m])",
+    "histogram_quantile(0.95, rate(prediction_score_distribution_bucket[5m]))",
+)
+
+
+def read_rules() -> list[dict[str, Any]]:
+    """Return every rule of every file."""
+    files = [yaml.safe_load(path.read_text()) for path in RULE_FILES]
+    return [rule for file in files for group in file["groups"] for rule in group["rules"]]
+
+
+RULES = read_rules()
+ALERTS = [rule for rule in RULES if "alert" in rule]
+RECORDED = {rule["record"] for rule in RULES if "record" in rule}
+
+
+def list_exported() -> dict[str, set[str]]:
+    """Return the labels of every sample that a server exports, by the sample's name."""
+    collectors = REGISTRY._names_to_collectors
+    return {name: set(read_labels(collector, name)) for name, collector in collectors.items()}
+
+
+def read_labels(collector: object, name: str) -> Iterator[str]:
+    if isinstance(collector, metrics.BatchHistogram):
+        yield from collector._describe[2]
+    yield from getattr(collector, "_labelnames", ())
+    if name.endswith("_bucket"):
+        yield "le"
+
+
+def find_unknown(expression: str) -> list[Use]:
+    """Return what an expression reads and nobody exports: an unknown name, or a name with a label it does not have."""
+    exported = list_exported()
+    of_prometheus = MADE_BY_PROMETHEUS | RECORDED
+    return [
+        use
+        for use in find_uses(expression)
+        if use.metric not in of_prometheus
+        and (use.metric not in exported or not use.labels <= exported[use.metric] | TARGET_LABELS)
+    ]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.get("alert") or rule["record"])
+def test_rule_reads_what_is_exported(rule: dict[str, Any]) -> None:
+    assert find_unknown(rule["expr"]) == []
+
+
+@pytest.mark.parametrize("query", SEED_QUERIES)
+def test_query_of_the_seed_reads_what_is_exported(query: str) -> None:
+    assert find_unknown(query) == []
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["model_f1", "sum by (route) (rate(predictions_total[5m]))", 'up == 1 and model_info{file="a"}', "job:no:rule"],
+)
+def test_unknown_names_and_labels_are_found(query: str) -> None:
+    assert len(find_unknown(query)) == 1
+
+
+@pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
+def test_alert_says_what_it_means_and_where_to_read_on(rule: dict[str, Any]) -> None:
+    annotations = rule["annotations"]
+
+    assert rule["labels"]["severity"] in ("page", "ticket")
+    assert rule["labels"]["area"]
+    assert annotations["summary"]
+    assert annotations["description"]
+    page, _, anchor = annotations["runbook_url"].partition("#")
+    assert page == "docs/alerts.md"
+    assert anchor == rule["alert"].lower()
+    assert anchor in list_anchors(ALERTS_PAGE)
+
+
+def test_alerts_page_says_of_each_alert_whether_it_pages() -> None:
+    sections = re.findall(r"^### (\w+)\n+\*\*(page|ticket)\.\*\*", ALERTS_PAGE.read_text(), re.MULTILINE)
+
+    assert dict(sections) == {rule["alert"]: rule["labels"]["severity"] for rule in ALERTS}
+
+
+def test_every_alert_has_a_case_that_fires_and_every_file_one_in_which_nothing_does() -> None:
+    fires = set()
+    for path in ROOT.glob("prometheus/*.test.yml"):
+        cases = yaml.safe_load(path.read_text())["tests"]
+        fires |= {check["alertname"] for check in find_checks(cases, "alert_rule_test") if check.get("exp_alerts")}
+        expected = [check for check in find_checks(cases, "promql_expr_test") if check.get("exp_samples")]
+        fires |= set(re.findall(r'ALERTS\{alertname="(\w+)"', str(expected)))
+        silent = [check for check in find_checks(cases, "promql_expr_test") if not check.get("exp_samples")]
+        assert any(check["expr"].startswith(("ALERTS", "count_over_time(ALERTS")) for check in silent), path
+
+    assert fires == {rule["alert"] for rule in ALERTS}
+
+
+def find_checks(cases: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [check for case in cases for check in case.get(kind, [])]
