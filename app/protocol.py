@@ -6,17 +6,16 @@ import logging
 import math
 import secrets
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 
 import httptools
-import msgspec
 from uvicorn import Config
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from app import metrics
+from app.api.problem import render_at
 from app.direct import DirectCycle, is_direct
 from app.errors import ScorekeeperError
 
@@ -113,6 +112,7 @@ class GuardedProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         assert isinstance(config, GuardedConfig)
+        self.url = b""
         self.limits = config.limits
         self._phase = IDLE
         self._deadline = NEVER
@@ -349,29 +349,22 @@ class GuardedProtocol(HttpToolsProtocol):
         return RefusedError(431, f"the headers have more than the {limits.header_bytes} bytes allowed")
 
     def _render(self, error: RefusedError) -> bytes:
-        """Return a whole answer, as `app.api.problem` would give it, and count it."""
+        """Return a whole answer, and count it."""
         logger.debug("refused a request: %d %s", error.status, error)
         metrics.HTTP_REQUESTS.labels("OTHER", "unmatched", error.status).inc()
         request_id = secrets.token_hex(16)
-        problem = {
-            "type": "about:blank",
-            "title": HTTPStatus(error.status).phrase,
-            "status": error.status,
-            "detail": str(error),
-            "instance": request_id,
-        }
-        body = msgspec.json.encode(problem)
+        path = self.url.partition(b"?")[0].decode("latin-1")
+        answer = render_at(path, error, request_id)
         headers = [
             *self.server_state.default_headers,
-            (b"content-type", b"application/problem+json"),
-            (b"content-length", b"%d" % len(body)),
+            *answer.raw_headers,
             (b"x-request-id", request_id.encode()),
             (b"connection", b"close"),
         ]
         if error.status == 503:
             headers.append((b"retry-after", b"1"))
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-        return STATUS_LINE[error.status] + lines + b"\r\n" + body
+        return STATUS_LINE[error.status] + lines + b"\r\n" + bytes(answer.body)
 
 
 def _name_surplus() -> RefusedError:

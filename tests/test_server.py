@@ -261,6 +261,16 @@ async def test_a_head_that_is_not_read_is_refused(port: int, head: bytes, status
         await client.read_end()
 
 
+async def test_a_refusal_under_v2_is_the_open_inference_protocols(port: int) -> None:
+    async with connect(port) as client:
+        client.writer.write(b"POST /v2/models/m/infer?x HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 100 + b"\r\n")
+
+        answer = await client.read_answer()
+
+    assert (answer.status, answer.headers["content-type"]) == (431, "application/json")
+    assert answer.body == {"error": "there are more than the 100 headers allowed"}
+
+
 async def test_headers_at_the_limits_are_read(port: int) -> None:
     large = b"X: " + b"y" * 65_000 + b"\r\n"
     many = b"X: y\r\n" * 99

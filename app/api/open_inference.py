@@ -88,8 +88,16 @@ def read_job(request: Request, body: bytes, state: State, model: Model, answer: 
     asked = read_request(request.headers.get(HEADER_LENGTH), body, model.signature)
     outputs = choose_outputs(asked, [spec.name for spec in list_outputs(model.signature)])
     rows = read_rows(asked, model.signature, state.max_batch_rows)
-    external_ids = read_external_ids(asked.parameters, len(rows))
-    return InferJob(rows, external_ids, get_request_id(request.scope), True, answer, model, asked.id, outputs)
+    return InferJob(
+        values=rows,
+        external_ids=read_external_ids(asked.parameters, len(rows)),
+        request_id=get_request_id(request.scope),
+        many=True,
+        answer=answer,
+        model=model,
+        id=asked.id,
+        outputs=outputs,
+    )
 
 
 def read_request(header_length: str | None, body: bytes, signature: Signature) -> InferRequest:

@@ -17,8 +17,13 @@ MAX_FAULTS = 20
 
 def render_error(request: Request, error: Exception) -> Response:
     """Answer an error of our own tree, or a bug of ours, whose traceback uvicorn logs."""
-    if not is_open_inference(request):
-        return render_problem(error, get_request_id(request.scope))
+    return render_at(request.scope["path"], error, get_request_id(request.scope))
+
+
+def render_at(path: str, error: Exception, request_id: str) -> Response:
+    """Answer an error in the form that this path's clients know."""
+    if not is_open_inference(path):
+        return render_problem(error, request_id)
     if not isinstance(error, ScorekeeperError):
         return render_open_inference_error(500, HIDDEN, {})
     status = 400 if error.status == 422 else error.status  # the protocol does not tell the two apart
@@ -42,14 +47,13 @@ def render_http_exception(request: Request, error: Exception) -> Response:
     if "Allow" in headers:
         headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
     detail = "there is nothing at this path" if error.status_code == 404 else error.detail
-    if is_open_inference(request):
+    if is_open_inference(request.scope["path"]):
         return render_open_inference_error(error.status_code, detail, headers)
     return _render(get_request_id(request.scope), error.status_code, detail, headers)
 
 
-def is_open_inference(request: Request) -> bool:
-    """Tell whether the answer is to be in the form of the Open Inference Protocol."""
-    path: str = request.scope["path"]
+def is_open_inference(path: str) -> bool:
+    """Tell whether an answer is to be in the form of the Open Inference Protocol."""
     return path == "/v2" or path.startswith("/v2/")
 
 
