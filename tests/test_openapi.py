@@ -12,9 +12,10 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.routing import Route
 
 from app.asgi import ROUTES
-from tests.answers import BY_NAME, FEATURES, JSON_HEADERS, NAMES, NDJSON_HEADERS
+from tests.answers import BY_NAME, FEATURES, JSON_HEADERS, NAMES, NDJSON_HEADERS, label, predict
 from tests.conftest import OpenClient
 from tests.onnx_models import build_echo, build_imputing, write_model
+from tests.processes import wait_until
 
 Document = dict[str, Any]
 
@@ -179,6 +180,7 @@ async def test_every_problem_that_a_route_answers_is_in_the_document(client: htt
         ("get", "/predictions/{prediction_id}", {}),
         ("get", "/quality", {"params": {"since": "2026-01-01T00:00:00Z"}}),
         ("get", "/quality/history", {}),
+        ("get", "/quality/history", {"params": {"model": "a", "version": "1", "window": "1h", "since": "0.5"}}),
         ("get", "/models/{model}/versions/{version}", {}),
         ("post", "/models/{model}/load", {"json": {}}),
         ("post", "/models/{model}/load", {"json": {"version": " " * 1024}}),
@@ -193,10 +195,84 @@ async def test_every_problem_that_a_route_answers_is_in_the_document(client: htt
     ]
 
     assert [answer.status_code for answer in answers] == [
-        *(400, 404, 413, 415, 422, 422, 422, 422, 422, 422),
+        *(400, 404, 413, 415, 422, 422, 422, 422, 422, 422, 422),
         *(404, 404, 413, 422, 404, 404),
     ]
     for (method, path, _), answer in zip(sent, answers, strict=True):
         reference = document["paths"][path][method]["responses"][str(answer.status_code)]["$ref"]
         response = document["components"]["responses"][reference.rpartition("/")[2]]
         assert list(response["content"]) == [answer.headers["content-type"]]
+
+
+async def test_answers_have_the_shapes_in_the_document(client: httpx2.AsyncClient) -> None:
+    document = await fetch(client)
+    prediction = await predict(client, external_id="a")
+    await label(client, external_id="a", label=1)
+    await wait_until(lambda: has_results(client))
+    values = {"prediction_id": prediction["prediction_id"], "model": "car-loan", "version": "1"}
+    paths = [path for path, item in document["paths"].items() if "get" in item and "{file}" not in path]
+
+    query = {"/quality/history": {"model": "car-loan", "version": "1", "window": "1h"}}
+    answers = {path: await client.get(path.format(**values), params=query.get(path)) for path in paths}
+
+    assert answers["/predictions/{prediction_id}"].json()["label_history"]
+    assert answers["/quality/history"].json()["history"], answers["/quality/history"].text
+    for path, answer in answers.items():
+        check_shape(document, "get", path, answer)
+
+
+async def has_results(client: httpx2.AsyncClient) -> bool:
+    return bool((await client.get("/quality")).json()["results"])
+
+
+def check_shape(document: Document, method: str, path: str, answer: httpx2.Response) -> None:
+    """Hold a 200 to what the document says of it."""
+    assert answer.status_code == 200, answer.text
+    content = document["paths"][path][method]["responses"]["200"]["content"]
+    media_type = answer.headers["content-type"].partition(";")[0]
+    schema = {**content[media_type].get("schema", {}), "components": document["components"]}
+    if media_type == "application/json":
+        assert list(OAS31Validator(schema).iter_errors(answer.json())) == []
+
+
+async def test_answers_about_versions_have_the_shapes_in_the_document(several: httpx2.AsyncClient) -> None:
+    document = await fetch(several)
+    steps: list[tuple[str, str, Document]] = [
+        ("post", "/models/{model}/unload", {"json": {"version": "1"}}),
+        ("get", "/models", {}),
+        ("get", "/models/{model}/versions/{version}", {}),
+        ("post", "/models/{model}/load", {"json": {"version": 1}}),
+        ("post", "/models/{model}/pin", {"json": {"version": "1"}}),
+        ("get", "/models/{model}/versions/{version}", {}),
+        ("post", "/models/{model}/load", {}),
+    ]
+
+    answers = [
+        await several.request(method, path.format(model="first", version="1"), **options)
+        for method, path, options in steps
+    ]
+    tied = await several.post("/models/first/unload", json={"version": "1"})
+
+    assert [answer.json().get("state") for answer in answers] == [
+        *("unloaded", None, "unloaded", "serving", None, "serving", "serving")
+    ]
+    assert [one["version"] for one in answers[1].json()["not_serving"]] == ["1"]
+    for (method, path, _), answer in zip(steps, answers, strict=True):
+        check_shape(document, method, path, answer)
+    assert tied.status_code == 409
+    assert "409" in document["paths"]["/models/{model}/unload"]["post"]["responses"]
+
+
+async def test_document_is_written_anew_when_other_versions_are_served(several: httpx2.AsyncClient) -> None:
+    bodies: list[Document] = [{"features": dict(zip("abc", ROW, strict=True))}, {"features": [None, *ROW[1:]]}]
+
+    before = await fetch(several)
+    await several.post("/models/first/pin", json={"version": "1"})
+    pinned = await fetch(several)
+    await several.post("/models/first/unload", json={"version": "2"})
+    alone = await fetch(several)
+
+    assert [is_accepted(before, body) for body in bodies] == [False, True]
+    assert [is_accepted(pinned, body) for body in bodies] == [True, False]
+    assert "first.2.Row" in pinned["components"]["schemas"]
+    assert "first.2.Row" not in alone["components"]["schemas"]

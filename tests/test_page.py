@@ -6,7 +6,7 @@ import re
 import httpx2
 import pytest
 
-from app.api.docs import DIRECTORY, MEDIA_TYPES
+from app.api.docs import DIRECTORY, PARTS
 
 
 async def test_page_allows_nothing_from_elsewhere_and_nothing_inline(client: httpx2.AsyncClient) -> None:
@@ -26,10 +26,10 @@ async def test_parts_that_the_page_names_are_served_as_what_they_are(client: htt
     paths = re.findall(r'(?:src|href)="(docs/[^"]+)"', page)
     answers = [await client.get(f"/{path}") for path in paths]
 
-    assert {path.removeprefix("docs/") for path in paths} == MEDIA_TYPES.keys() - {"index.html"}
+    assert {path.removeprefix("docs/") for path in paths} == PARTS.keys()
     for path, answer in zip(paths, answers, strict=True):
         name = path.removeprefix("docs/")
-        assert answer.headers["content-type"] == f"{MEDIA_TYPES[name]}; charset=utf-8"
+        assert answer.headers["content-type"] == f"{PARTS[name]}; charset=utf-8"
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.content == (DIRECTORY / name).read_bytes()
 
@@ -57,7 +57,7 @@ async def test_part_is_not_sent_again_when_the_client_has_it(client: httpx2.Asyn
     assert (has_other.status_code, has_other.content) == (200, first.content)
 
 
-@pytest.mark.parametrize("name", ["README.md", "..%2fasgi.py", "%00", "none"])
+@pytest.mark.parametrize("name", ["index.html", "README.md", "..%2fasgi.py", "%00", "none"])
 async def test_nothing_else_is_served(client: httpx2.AsyncClient, name: str) -> None:
     assert (await client.get(f"/docs/{name}")).status_code == 404
 

@@ -12,13 +12,14 @@ from app.errors import NotFoundError
 
 DIRECTORY = Path(__file__).parent.parent / "page"
 
-MEDIA_TYPES = {
-    "index.html": "text/html",
+PAGE = "index.html"
+
+PARTS = {
     "start.js": "text/javascript",
     "swagger-ui-bundle.js": "text/javascript",
     "swagger-ui.css": "text/css",
 }
-"""What is served of that directory."""
+"""What the page is made of, beside itself."""
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -33,22 +34,22 @@ SECURITY_HEADERS = {
 
 async def get_page(request: Request) -> Response:
     """Answer the page."""
-    return await _answer(request, "index.html")
+    return await _answer(request, PAGE, "text/html")
 
 
 async def get_part(request: Request) -> Response:
     """Answer a part of the page."""
     name = request.path_params["file"]
-    if name not in MEDIA_TYPES:
+    if name not in PARTS:
         raise NotFoundError("there is nothing at this path")
-    return await _answer(request, name)
+    return await _answer(request, name, PARTS[name])
 
 
-async def _answer(request: Request, name: str) -> Response:
-    return answer_file(request, await asyncio.to_thread(read_file, name), SECURITY_HEADERS)
+async def _answer(request: Request, name: str, media_type: str) -> Response:
+    return answer_file(request, await asyncio.to_thread(read_file, name, media_type), SECURITY_HEADERS)
 
 
 @functools.cache
-def read_file(name: str) -> File:
+def read_file(name: str, media_type: str) -> File:
     """Read and compress a file, once."""
-    return File.make((DIRECTORY / name).read_bytes(), MEDIA_TYPES[name])
+    return File.make((DIRECTORY / name).read_bytes(), media_type)

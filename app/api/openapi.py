@@ -12,18 +12,22 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.labels import LabelsBody
+from app.api.docs import PARTS
+from app.api.labels import LabelBody
 from app.api.model_schemas import (
+    NO_NUL,
     REF,
     ModelShape,
     Schema,
     describe_models,
+    forbid_nul,
     make_examples,
     make_model_schemas,
 )
 from app.api.operations import JSON, OPERATIONS, PROBLEMS_OF_ANY, Content, Operation
 from app.api.shapes import Problem
 from app.api.static import File, answer_file
+from app.prediction_log.record import TEXT_LIMIT
 from app.state import get_state
 
 DESCRIPTION = """\
@@ -56,26 +60,26 @@ def make_document(models: Sequence[ModelShape], max_rows: int) -> Schema:
         "/labels": {"required": True, "content": make_labels_body(models)},
     }
     for operation in OPERATIONS:
-        body = make_body(operation.body) if operation.body else bodies.get(operation.path)
-        item = make_operation(operation, body)
+        body = make_version_body(operation.body, models) if operation.body else bodies.get(operation.path)
+        item = make_operation(operation, list_parameters(operation, models), body)
         paths.setdefault(operation.path, {})[operation.method] = item
     contents = [content for operation in OPERATIONS for kinds in operation.answers.values() for content in kinds]
     structs = [content for content in contents if isinstance(content, type)]
     structs += [operation.body for operation in OPERATIONS if operation.body]
-    _, schemas = msgspec.json.schema_components([Problem, LabelsBody, *structs], ref_template=REF)
+    _, schemas = msgspec.json.schema_components([Problem, *structs], ref_template=REF)
     problems = {status for operation in OPERATIONS for status in operation.problems} | {*PROBLEMS_OF_ANY}
     return {
         "openapi": "3.1.0",
         "info": {"title": "Scorekeeper", "version": version("scorekeeper"), "description": DESCRIPTION},
         "paths": paths,
         "components": {
-            "schemas": {**make_model_schemas(models, max_rows), **schemas},
+            "schemas": {**make_model_schemas(models, max_rows), **make_label_schemas(max_rows), **schemas},
             "responses": {f"Problem{status}": make_problem(status) for status in sorted(problems)},
         },
     }
 
 
-def make_operation(operation: Operation, body: Schema | None) -> Schema:
+def make_operation(operation: Operation, parameters: Sequence[Schema], body: Schema | None) -> Schema:
     """Write one operation."""
     answers = {status: make_answer(status, contents) for status, contents in operation.answers.items()}
     for status in sorted({*operation.problems, *PROBLEMS_OF_ANY}):
@@ -87,29 +91,32 @@ def make_operation(operation: Operation, body: Schema | None) -> Schema:
         "operationId": operation.id,
         "tags": [operation.tag],
         "summary": operation.summary,
-        **({"parameters": parameters} if (parameters := list_parameters(operation)) else {}),
+        **({"parameters": parameters} if parameters else {}),
         **({"requestBody": body} if body else {}),
         "responses": {str(status): answers[status] for status in sorted(answers)},
     }
 
 
-def list_parameters(operation: Operation) -> list[Schema]:
+def list_parameters(operation: Operation, models: Sequence[ModelShape]) -> list[Schema]:
     """List what stands in the path and in the query."""
-    in_path = [
-        {"name": name, "in": "path", "required": True, "schema": PATH_PARAMETERS.get(name, {"type": "string"})}
+    schemas: dict[str, Schema] = {
+        "prediction_id": {"type": "string", "format": "uuid"},
+        "model": {"type": "string", "examples": [models[0].name]},
+        "version": {"type": "string", "examples": [models[0].versions[-1]]},
+        "file": {"enum": list(PARTS)},
+    }
+    parameters: list[Schema] = [
+        {"name": name, "in": "path", "required": True, "schema": schemas[name]}
         for name in re.findall(r"{(\w+)}", operation.path)
     ]
     if operation.query is None:
-        return in_path
+        return parameters
     schema = msgspec.json.schema(operation.query)["$defs"][operation.query.__name__]
     required = schema.get("required", ())
-    return in_path + [
+    return parameters + [
         {"name": name, "in": "query", "required": name in required, "schema": member}
-        for name, member in schema["properties"].items()
+        for name, member in forbid_nul(schema["properties"]).items()
     ]
-
-
-PATH_PARAMETERS = {"prediction_id": {"type": "string", "format": "uuid"}}
 
 
 def make_answer(status: int, contents: Sequence[Content]) -> Schema:
@@ -145,10 +152,14 @@ PROBLEMS = {
 REQUEST_ID = {"X-Request-Id": {"schema": {"type": "string"}}}
 
 
-def make_body(struct: type[msgspec.Struct]) -> Schema:
-    """Write a body of this shape, which may be left out when no member is required."""
+def make_version_body(struct: type[msgspec.Struct], models: Sequence[ModelShape]) -> Schema:
+    """Write a body that names a version, and may be left out when it need not."""
     is_required = any(field.required for field in msgspec.structs.fields(struct))
-    return {"required": is_required, "content": {JSON: {"schema": {"$ref": REF.format(name=struct.__name__)}}}}
+    schema = {"$ref": REF.format(name=struct.__name__)}
+    return {
+        "required": is_required,
+        "content": {JSON: {"schema": schema, "example": {"version": models[0].versions[-1]}}},
+    }
 
 
 def make_predict_body(models: Sequence[ModelShape]) -> Schema:
@@ -166,9 +177,34 @@ def make_labels_body(models: Sequence[ModelShape]) -> Schema:
     }
     lines = b"".join(msgspec.json.encode(label) + b"\n" for label in (one, other)).decode()
     return {
-        JSON: {"schema": {"$ref": REF.format(name="LabelsBody")}, "examples": examples},
+        JSON: {"schema": {"$ref": REF.format(name="LabelRequest")}, "examples": examples},
         "application/x-ndjson": {
-            "schema": {"type": "string", "description": "One LabelBody per line"},
+            "schema": {"type": "string", "description": "One `Label` per line"},
             "examples": {"lines": {"summary": "One label per line", "value": lines}},
         },
+    }
+
+
+def make_label_schemas(max_rows: int) -> dict[str, Schema]:
+    """Write the components for the body of /labels: `LabelRequest`, one label and many."""
+    label = forbid_nul(msgspec.json.schema(LabelBody)["$defs"]["LabelBody"])
+    keys = ("prediction_id", "external_id")
+    label["properties"]["label"] = {
+        "description": "A class as text or whole number; null withdraws",
+        "anyOf": [
+            {"type": "string", "maxLength": TEXT_LIMIT, **NO_NUL},
+            {"type": "integer", "minimum": -(2**63) + 1, "maximum": 2**63 - 1},
+            {"type": "null"},
+        ],
+    }
+    label["required"] = ["label"]
+    label["oneOf"] = [{"required": [key], "properties": {key: {"type": "string"}}} for key in keys]
+    one = {"$ref": REF.format(name="Label")}
+    labels = {"type": "array", "items": one, "minItems": 1, "maxItems": max_rows}
+    nothing = {name: {"type": "null"} for name in (*keys, "observed_at")}
+    many = {"type": "object", "properties": {"labels": labels, **nothing}, "required": ["labels"]}
+    return {
+        "LabelRequest": {"anyOf": [one, {"$ref": REF.format(name="Labels")}]},
+        "Label": label,
+        "Labels": {**many, "additionalProperties": False},
     }
