@@ -14,6 +14,7 @@ from starlette.routing import Route
 from app.asgi import ROUTES
 from tests.answers import BY_NAME, FEATURES, JSON_HEADERS, NAMES, NDJSON_HEADERS, label, predict
 from tests.conftest import OpenClient
+from tests.family_models import FAMILIES, make_mixture
 from tests.onnx_models import build_echo, build_imputing, write_model
 from tests.processes import wait_until
 
@@ -37,10 +38,12 @@ async def several(open_client: OpenClient, tmp_path: Path) -> AsyncIterator[http
 
 
 def write_several(directory: Path) -> dict[str, str]:
-    """Write a model of two versions that take different features, and another model; return the settings."""
+    """Write a model of two versions that take different features, and three others; return the settings."""
     write_model(directory / "models", build_echo(3, feature_names='["a", "b", "c"]'), "first", "1")
     write_model(directory / "models", build_imputing(missing_values="allowed"), "first", "2")
     write_model(directory / "models", build_echo(2), "second", "main")
+    write_model(directory / "models", make_mixture().content, "mixture", "1")
+    write_model(directory / "models", FAMILIES["integers"]().content, "integers", "1")
     return {"MODEL_DIR": str(directory / "models"), "DEFAULT_MODEL": "first"}
 
 
@@ -140,6 +143,16 @@ BODIES: list[tuple[Document, int]] = [
     ({"features": ROW[:2], "model": "second"}, 200),
     ({"features": ROW[:2], "model": "second", "version": "main"}, 200),
     ({"features": ROW[:2], "version": "main"}, 404),
+    ({"features": [1, 2, True, "Bern"], "model": "mixture"}, 200),
+    ({"features": {"pair_0": 1, "pair_1": 2, "member": False, "city": "x" * 10_000}, "model": "mixture"}, 200),
+    ({"features": [1, 2, True, "x" * 10_001], "model": "mixture"}, 422),
+    ({"features": [1, 2, True, "\0"], "model": "mixture"}, 422),
+    ({"features": [1, True, True, "Bern"], "model": "mixture"}, 422),
+    ({"features": [1, 2, 1, "Bern"], "model": "mixture"}, 422),
+    ({"features": [1, 2, True, None], "model": "mixture"}, 422),
+    ({"features": [1, 2, 3.0, 2**63 - 1], "model": "integers"}, 200),
+    ({"features": [1, 2, 3, 2**63], "model": "integers"}, 422),
+    ({"features": [1, 2, 3.5, 4], "model": "integers"}, 422),
     ({"features": ROW, "model": None, "version": None, "external_id": None, "external_ids": None}, 200),
     ({"instances": [ROW], "external_id": "a"}, 422),
     ({"instances": [ROW], "external_ids": ["a"], "version": 2}, 200),

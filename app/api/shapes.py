@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from app.errors import Fault
 from app.quality.measures import QualityState
+from app.serving.features import FeatureKind
 from app.serving.reloading import TroubleCode
 from app.serving.signature import DecisionRule
 from app.settings import F1Average
@@ -162,7 +163,7 @@ class ModelInput(Shape):
     """One feature."""
 
     name: str
-    type: str
+    type: FeatureKind
 
 
 class ModelTrouble(Shape):

@@ -10,6 +10,7 @@ import pytest
 
 from tests.answers import predict
 from tests.processes import ROOT, Server
+from tests.test_openapi import ROW, write_several
 
 CHECKS = (
     "not_a_server_error",
@@ -33,9 +34,10 @@ CHANGING = "/(load|unload|pin)$"
 
 @pytest.mark.parametrize("chosen", ["--exclude-path-regex", "--include-path-regex"])
 async def test_schemathesis_finds_nothing(server: Server, tmp_path: Path, chosen: str) -> None:
+    server.environment |= write_several(tmp_path)
     await server.start()
     async with httpx2.AsyncClient(base_url=server.url) as client:
-        await predict(client)  # so that there is a row to answer
+        await predict(client, features=ROW)  # so that there is a row to answer
 
     process = await asyncio.create_subprocess_exec(
         *(str(Path(sys.executable).parent / "schemathesis"), "run", f"{server.url}/openapi.json"),
