@@ -15,7 +15,18 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from app.api import labels, model_admin, models, open_inference_models, ops, predict, predictions, quality
+from app.api import (
+    docs,
+    labels,
+    model_admin,
+    models,
+    open_inference_models,
+    openapi,
+    ops,
+    predict,
+    predictions,
+    quality,
+)
 from app.api.answer import make_batcher
 from app.api.middleware import RequestMiddleware
 from app.api.problem import render_error, render_http_exception
@@ -51,6 +62,9 @@ ROUTES = [
     Route("/health/live", ops.live),
     Route("/health/ready", ops.ready),
     Route("/metrics", ops.expose_metrics),
+    Route("/openapi.json", openapi.get_openapi),
+    Route("/docs", docs.get_page),
+    Route("/docs/{file}", docs.get_part),
 ]
 
 LOG_CONNECTIONS, REQUEST_CONNECTIONS = 2, 8

@@ -24,6 +24,7 @@ class Server:
         self.port = find_free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.environment = {**os.environ, **environment}
+        self.command: tuple[str, ...] = ("-m", "app", "serve", "--port", str(self.port), "--no-access-log")
         self.process: asyncio.subprocess.Process | None = None
         self.log = b""
         self._reader: asyncio.Task[None] | None = None
@@ -31,7 +32,8 @@ class Server:
     async def start(self, *, wait: bool = True) -> None:
         """Start it, and wait until it is ready unless told not to."""
         self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "app", "serve", "--port", str(self.port), "--no-access-log"),
+            sys.executable,
+            *self.command,
             env=self.environment,
             cwd=ROOT,
             stdout=asyncio.subprocess.PIPE,

@@ -45,6 +45,8 @@ MALFORMED = {
     "lone-surrogate-encoded": b'{"features": [1,2,3,4,5], "external_id": "\xed\xa0\x80"}',
     "latin-1": b'{"features": [1,2,3,4,5], "external_id": "\xe9"}',
     "latin-1-name": b'{"features": [1,2,3,4,5], "\xe9": 1}',
+    "latin-1-name-of-a-feature": b'{"features": {"car_value": [], "\xe9": 1}}',
+    "latin-1-in-a-value-of-a-feature": b'{"features": {"car_value": 1, "loan_length": ["\xe9"]}}',
     "utf-16": '{"features": [1,2,3,4,5]}'.encode("utf-16"),
     "utf-16-without-mark": '{"features": [1,2,3,4,5]}'.encode("utf-16-le"),
     "byte-order-mark": '{"features": [1,2,3,4,5]}'.encode("utf-8-sig"),
@@ -99,6 +101,14 @@ UNACCEPTABLE: dict[str, tuple[bytes, list[tuple[str, str]]]] = {
     "null-value-by-name": (
         b'{"features": {' + MEMBERS.replace(b"1.5", b"null") + b"}}",
         [("/features/car_value", "missing_value")],
+    ),
+    "fault-behind-a-repeated-name": (
+        b'{"features": {"car_value": []}, "features": [1,2,3,4,5]}',
+        [("/features", "wrong_type")],
+    ),
+    "fault-behind-a-repeated-name-in-a-batch": (
+        b'{"instances": [[1], {"car_value": []}], "instances": []}',
+        [("/instances/1", "wrong_type")],
     ),
     "1e39": (b'{"features": [1,2,3,4,1e39]}', [("/features/4", "out_of_range")]),
     "minus-1e39": (b'{"features": [1,2,3,4,-1e39]}', [("/features/4", "out_of_range")]),

@@ -269,6 +269,8 @@ async def test_limit_is_fifty_when_none_is_given(client: httpx2.AsyncClient, con
         ("since=2026-01-01T00:00:00", "?since", "invalid"),
         ("since=nan", "?since", "invalid"),
         ("since=1e300", "?since", "invalid"),
+        ("until=0.5", "?until", "invalid"),
+        ("until=1767225600", "?until", "invalid"),
         ("until=2026-13-01T00:00:00Z", "?until", "invalid"),
         ("since=0001-01-01T00:00:00%2B14:00", "?since", "invalid"),
         ("until=9999-12-31T23:59:59-14:00", "?until", "invalid"),

@@ -110,6 +110,7 @@ def check_repeated_names(body: bytes) -> None:
 def _check_syntax(body: bytes, where: str) -> None:
     try:
         msgspec.json.decode(body, type=msgspec.Raw)
+        body.decode()  # msgspec does not look into texts that it skips
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _malformed(error, where) from error
 
@@ -137,10 +138,14 @@ VALUE_DECODER = msgspec.json.Decoder[Value](Value)
 def _name_hidden_key(steps: list[str | int], body: bytes) -> list[str | int]:
     """Replace the `...` that msgspec shows for the key of an object by the first whose value no feature has."""
     container, at = msgspec.Raw(body), steps.index("...")
-    for step in steps[:at]:
-        kind: Any = dict[str, msgspec.Raw] if isinstance(step, str) else list[msgspec.Raw]
-        container = msgspec.json.decode(container, type=kind)[step]
-    for key, value in msgspec.json.decode(container, type=dict[str, msgspec.Raw]).items():
+    try:
+        for step in steps[:at]:
+            kind: Any = dict[str, msgspec.Raw] if isinstance(step, str) else list[msgspec.Raw]
+            container = msgspec.json.decode(container, type=kind)[step]
+        members = msgspec.json.decode(container, type=dict[str, msgspec.Raw])
+    except (msgspec.ValidationError, LookupError):  # a name stands twice, and the fault is in what the last one hides
+        return steps[:at]
+    for key, value in members.items():
         try:
             VALUE_DECODER.decode(value)
         except msgspec.ValidationError:

@@ -28,14 +28,18 @@ def read_query(request: Request, kind: type[T]) -> T:
         detail, _, path = str(error).partition(" - at `$.")
         raise invalid(Fault(f"?{path.rstrip('`')}", "invalid", detail)) from error
     for field in known:
-        _check_instant(field.encode_name, getattr(query, field.name))
+        value, text = getattr(query, field.name), values.get(field.encode_name)
+        if isinstance(value, datetime) and text is not None:
+            _check_instant(field.encode_name, text, value)
     return query
 
 
-def _check_instant(name: str, value: object) -> None:
-    """Refuse an instant whose UTC lies outside the calendar: asyncpg could not send it."""
+def _check_instant(name: str, text: str, instant: datetime) -> None:
+    """Refuse a number, and an instant whose UTC lies outside the calendar: asyncpg could not send it."""
     try:
-        if isinstance(value, datetime):
-            value.astimezone(UTC)
+        msgspec.convert(text, datetime)
+        instant.astimezone(UTC)
+    except msgspec.ValidationError as error:
+        raise invalid(Fault(f"?{name}", "invalid", str(error))) from error
     except OverflowError:
         raise invalid(Fault(f"?{name}", "invalid", "outside the years 1 to 9999 in UTC")) from None

@@ -1,0 +1,57 @@
+"""schemathesis reads /openapi.json and finds nothing in which the server does otherwise."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.answers import predict
+from tests.processes import ROOT, Server
+from tests.test_openapi import ROW, write_several
+
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_schema_conformance",
+    "response_headers_conformance",
+    "negative_data_rejection",
+    "unsupported_method",
+    "allow_header_conformance",
+)
+"""Not positive_data_acceptance: no schema says that external_ids are as many as instances, or since before until."""
+
+EXAMPLES = os.environ.get("TEST_EXAMPLES", "50")
+"""Requests per operation and phase, at most."""
+
+
+CHANGING = "/(load|unload|pin)$"
+"""Operations that change which versions are served, and so the document: by themselves, on a server of their own."""
+
+
+@pytest.mark.parametrize("chosen", ["--exclude-path-regex", "--include-path-regex"])
+async def test_schemathesis_finds_nothing(server: Server, tmp_path: Path, chosen: str) -> None:
+    server.environment |= write_several(tmp_path)
+    await server.start()
+    async with httpx2.AsyncClient(base_url=server.url) as client:
+        await predict(client, features=ROW)  # so that there is a row to answer
+
+    process = await asyncio.create_subprocess_exec(
+        *(str(Path(sys.executable).parent / "schemathesis"), "run", f"{server.url}/openapi.json"),
+        *(chosen, CHANGING),
+        *("--checks", ",".join(CHECKS), "--phases", "examples,coverage,fuzzing"),
+        *("--max-examples", EXAMPLES, "--seed", "1", "--continue-on-failure", "--no-color", "--warnings", "off"),
+        cwd=tmp_path,
+        env={**os.environ, "SCHEMATHESIS_HOOKS": "tests.system.ndjson", "PYTHONPATH": str(ROOT)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    async with asyncio.timeout(300):
+        output, _ = await process.communicate()
+
+    assert process.returncode == 0, output.decode()
+    assert "No issues found" in output.decode()
+    assert b"failed" not in server.log
