@@ -34,6 +34,9 @@ WORKERS = 8
 RAW_WORKERS = 48
 """These mostly wait for a limit."""
 
+ATTEMPTS = 3
+"""A kept connection may have ended, and so may a new one when this process was held up for longer than LIMITS."""
+
 NAMES = {"car-loan": list(CAR_LOAN), "mixture": list(MIXTURE)}
 
 
@@ -106,19 +109,17 @@ class Connection:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, case: Case) -> Answer:
-        """Send a case and return its answer; once more over a new connection when the kept one had ended."""
-        try:
-            answer = None if self._streams is None else await self._exchange(self._streams, case)
-            if answer is None:
+        """Send a case and return its answer; again when the connection ends before: it may have been idle too long."""
+        for _ in range(ATTEMPTS):
+            try:
+                answer = await self._exchange(case)
+            except Exception:
                 self.close()
-                self._streams = await asyncio.open_connection("127.0.0.1", self._port)
-                answer = await self._exchange(self._streams, case)
-        except Exception:
+                raise
+            if answer is not None:
+                return answer
             self.close()
-            raise
-        if answer is None:
-            raise WrongAnswerError("no answer")
-        return answer
+        raise WrongAnswerError(f"no answer, {ATTEMPTS} times")
 
     def close(self) -> None:
         """End the connection, if there is one."""
@@ -126,11 +127,14 @@ class Connection:
             self._streams[1].transport.abort()
         self._streams = None
 
-    async def _exchange(self, streams: tuple[asyncio.StreamReader, asyncio.StreamWriter], case: Case) -> Answer | None:
+    async def _exchange(self, case: Case) -> Answer | None:
+        if self._streams is None:
+            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = self._streams
         async with asyncio.timeout(READ_SECONDS):
-            await send(streams[1], case)
+            await send(writer, case)
             with suppress(ConnectionError):
-                return await read_answer(streams[0])
+                return await read_answer(reader)
         return None
 
 
