@@ -24,7 +24,12 @@ STOP_SECONDS = 45.0
 REPLAY = ("--loop", "--rate=20", "--start=19000", "--rows=12000", "--label-delay=20", "--label-share=0.9")
 """As in compose.yaml: a turn takes ten minutes; half-way the data drifts."""
 
-SETTINGS = {"QUALITY_WINDOWS": "5m,1h,24h", "F1_INTERVAL_SECONDS": "5"}
+SETTINGS = {
+    "QUALITY_WINDOWS": "5m,1h,24h",
+    "F1_INTERVAL_SECONDS": "5",
+    "F1_OBJECTIVE": "0.915",
+    "RETENTION_DAYS": "7",
+}
 """As in compose.yaml, unless the environment says otherwise: short windows move."""
 
 NO_PROMETHEUS = (
