@@ -122,8 +122,10 @@ class Jobs:
 
     async def _read_results(self) -> None:
         async with self._pool.acquire(timeout=5) as connection:
-            self._scoreboard.results = await fetch_results(connection, self._settings.quality.window_names)
-            _, metrics.LEDGER_MISMATCH.value = await read_check(connection)
+            results = await fetch_results(connection, self._settings.quality.window_names)
+            _, mismatch = await read_check(connection)
+        # Without a wait before they are exported: GET /quality and the gauges tell the same at any moment.
+        self._scoreboard.results, metrics.LEDGER_MISMATCH.value = results, mismatch
 
     async def keep_partitions(self) -> None:
         """Make partitions ahead of the clock and drop old ones; the log makes a missing one itself."""
