@@ -132,6 +132,8 @@ REFUSED = {
     "nan": b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [NaN]}]}',
     "deep": b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": ' + b"[" * 100_000,
     "latin-1": b'{"inputs": [{"name": "\xe9", "shape": [1], "datatype": "FP32", "data": [1]}]}',
+    "text-not-utf-8": b'{"inputs": [{"name": "x", "shape": [1], "datatype": "BYTES", "data": ["\x80"]}]}',
+    "text-lone-surrogate": rb'{"inputs": [{"name": "x", "shape": [1], "datatype": "BYTES", "data": ["\ud800"]}]}',
     "unknown-datatype": encode(make_input("FP8", data=[1, 2])),
     "no-data": encode(make_input()),
     "too-few": encode(make_input(data=[1])),

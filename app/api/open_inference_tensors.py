@@ -70,7 +70,7 @@ def read_json(name: str, datatype: str, shape: Sequence[int], data: bytes) -> ND
         values = _decode_json(known.element, shape, data)
         _check_count(name, len(values), shape, "elements")
         return np.array(values, dtype=known.json).reshape(shape)
-    except msgspec.ValidationError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # texts in it have not been looked at before
         detail = str(error).partition(" - at ")[0]
         raise MalformedBodyError(f"input {name!r}: data is no {datatype} of this shape: {detail}") from error
     except UnicodeDecodeError as error:  # the request's decoder does not look into texts of members that it skips
