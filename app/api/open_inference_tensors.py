@@ -73,8 +73,6 @@ def read_json(name: str, datatype: str, shape: Sequence[int], data: bytes) -> ND
     except (msgspec.DecodeError, UnicodeDecodeError) as error:  # texts in it have not been looked at before
         detail = str(error).partition(" - at ")[0]
         raise MalformedBodyError(f"input {name!r}: data is no {datatype} of this shape: {detail}") from error
-    except UnicodeDecodeError as error:  # the request's decoder does not look into texts of members that it skips
-        raise MalformedBodyError(f"input {name!r}: data is no text in UTF-8") from error
     except OverflowError as error:
         raise MalformedBodyError(f"input {name!r}: a number does not fit in {datatype}") from error
 
