@@ -24,9 +24,10 @@ CHECKS = (
 )
 """Not positive_data_acceptance: no schema says that external_ids are as many as instances, or since before until."""
 
+CONFIG = Path(__file__).parent / "schemathesis.toml"
+
 EXAMPLES = os.environ.get("TEST_EXAMPLES", "50")
 """Requests per operation and phase, at most."""
-
 
 CHANGING = "/(load|unload|pin)$"
 """Operations that change which versions are served, and so the document: by themselves, on a server of their own."""
@@ -40,8 +41,8 @@ async def test_schemathesis_finds_nothing(server: Server, tmp_path: Path, chosen
         await predict(client, features=ROW)  # so that there is a row to answer
 
     process = await asyncio.create_subprocess_exec(
-        *(str(Path(sys.executable).parent / "schemathesis"), "run", f"{server.url}/openapi.json"),
-        *(chosen, CHANGING),
+        *(str(Path(sys.executable).parent / "schemathesis"), "--config-file", str(CONFIG)),
+        *("run", f"{server.url}/openapi.json", chosen, CHANGING),
         *("--checks", ",".join(CHECKS), "--phases", "examples,coverage,fuzzing"),
         *("--max-examples", EXAMPLES, "--seed", "1", "--continue-on-failure", "--no-color", "--warnings", "off"),
         cwd=tmp_path,
