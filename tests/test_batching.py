@@ -15,6 +15,7 @@ from app.errors import UnavailableError
 from app.serving.batching import (
     INLINE_SECONDS,
     MAX_BATCH_ROWS,
+    MAX_BATCH_SECONDS,
     MAX_WAITING_ROWS,
     MAX_WAITING_SECONDS,
     OverloadedError,
@@ -224,6 +225,21 @@ async def test_request_is_refused_when_too_many_rows_wait(executor: ThreadPoolEx
     assert isinstance(refusal.value, UnavailableError)
     assert (refusal.value.status, refusal.value.headers["Retry-After"]) == (503, "1")
     assert [len(answer.scores) for answer in await asyncio.gather(*waiting)] == [MAX_WAITING_ROWS // 10] * 10
+
+
+async def test_batch_is_no_longer_than_predicted_work_allows(executor: ThreadPoolExecutor) -> None:
+    model = WatchedModel(build_echo(2), IN_THREAD)
+    model._seconds_per_run, model._seconds_per_row = 0.0, MAX_BATCH_SECONDS / 9
+    model.gate.clear()
+    batcher = ScoringBatcher(model, executor)
+    first = await submit(batcher, make_rows(1))
+    await wait_until_held(model)
+
+    waiting = await submit(batcher, *[make_rows(2)] * 10, make_rows(30))
+    model.gate.set()
+    await asyncio.gather(*first, *waiting)
+
+    assert model.runs == [1, 8, 8, 4, 30]
 
 
 async def test_request_is_refused_when_more_work_waits_than_a_second(executor: ThreadPoolExecutor) -> None:

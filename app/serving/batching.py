@@ -19,7 +19,11 @@ MAX_WAITING_SECONDS = 1.0
 """Work that may wait; beyond, requests are refused at once rather than answered when their client has given up."""
 
 MAX_BATCH_ROWS = 4_096
-"""Requests join a batch up to this many rows, so that one batch stays short; one larger request goes alone."""
+"""Requests join a batch up to this many rows; one larger request goes alone."""
+
+MAX_BATCH_SECONDS = 0.1
+"""Nor do they join a batch that takes so much longer than a lone row: who comes next waits for all of it, and large
+arrays leave the caches."""
 
 PACE_MEMORY = 0.9
 """Weight of a batch against the next one: about ten are remembered."""
@@ -77,6 +81,7 @@ class Batcher(Generic[J, R]):
         self._predict_seconds = predict_seconds
         self._deliver = deliver
         self._executor = executor
+        self._batch_rows = find_batch_rows(predict_seconds)
         self._loop = asyncio.get_running_loop()
         self._waiting: list[J] = []
         self._waiting_rows = 0
@@ -116,7 +121,7 @@ class Batcher(Generic[J, R]):
         batch: list[J] = []
         rows = taken = 0
         for job in self._waiting:
-            if batch and rows + job.rows > MAX_BATCH_ROWS:
+            if batch and rows + job.rows > self._batch_rows:
                 break
             taken += 1
             self._waiting_rows -= job.rows
@@ -154,6 +159,14 @@ class Batcher(Generic[J, R]):
         except Exception as error:  # of the log or a bug: the jobs' handlers raise it again
             return error
         return None
+
+
+def find_batch_rows(predict_seconds: Callable[[int], float]) -> int:
+    """Return how many rows are joined into one batch."""
+    rows = MAX_BATCH_ROWS
+    while rows > 1 and predict_seconds(rows) - predict_seconds(1) > MAX_BATCH_SECONDS:
+        rows //= 2
+    return rows
 
 
 class Pace:
