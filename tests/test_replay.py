@@ -108,7 +108,8 @@ async def test_endless_replay_begins_again_and_outlives_a_restart_of_the_server(
         await server.start()
         after = await wait_until(lambda: count_labels(server, more_than=before["labelled"] + 60))
         process.send_signal(signal.SIGINT)
-        status = await process.wait()
+        async with asyncio.timeout(30):
+            status = await process.wait()
 
     assert status == 130
     assert after["labelled"] <= after["predictions"] / 2 + 1
@@ -116,7 +117,12 @@ async def test_endless_replay_begins_again_and_outlives_a_restart_of_the_server(
 
 @asynccontextmanager
 async def started_replay(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "app", "replay", *arguments, cwd=ROOT)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "app", "replay", *arguments),
+        cwd=ROOT,
+        # Whoever runs the tests in the background of a shell has them, and what they start, ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # the child has one thread
+    )
     try:
         yield process
     finally:

@@ -15,6 +15,7 @@ from tests.test_partitions import PARENTS
 NOW = datetime.now(UTC)
 
 DAY = timedelta(days=1)
+"""Rows are two days on this or that side of retention's edge: midnight may pass while the tests run."""
 
 
 async def drop(database_url: str, days: int) -> int:
@@ -23,7 +24,7 @@ async def drop(database_url: str, days: int) -> int:
 
 
 async def test_old_days_are_dropped_and_their_counts_stay(database_url: str, connection: asyncpg.Connection) -> None:
-    old, young = make_record(NOW - 11 * DAY), make_record(NOW - 9 * DAY)
+    old, young = make_record(NOW - 12 * DAY), make_record(NOW - 8 * DAY)
     await register_demo(connection)
     await store(connection, old, young)
     await take_labels(connection, [make_label(record.prediction_id, "1", NOW) for record in (old, young)])
@@ -71,7 +72,7 @@ async def test_only_who_was_granted_it_may_drop(connection: asyncpg.Connection) 
 
 
 async def test_label_of_a_dropped_prediction_is_expired(database_url: str, connection: asyncpg.Connection) -> None:
-    record, waiting = make_record(NOW - 11 * DAY), make_record(NOW - 11 * DAY)
+    record, waiting = make_record(NOW - 12 * DAY), make_record(NOW - 12 * DAY)
     await register_demo(connection)
     await store(connection, record)
     early = await take_labels(connection, [make_label(waiting.prediction_id, "1", NOW)])
@@ -87,7 +88,7 @@ async def test_label_of_a_dropped_prediction_is_expired(database_url: str, conne
 async def test_rows_that_come_again_for_a_dropped_day_are_not_counted_twice(
     database_url: str, connection: asyncpg.Connection
 ) -> None:
-    record, new = make_record(NOW - 11 * DAY), make_record(NOW)
+    record, new = make_record(NOW - 12 * DAY), make_record(NOW)
     await register_demo(connection)
     await store(connection, record, new)
     before = await read_ledger(connection)
@@ -105,7 +106,7 @@ async def test_rows_that_come_again_for_a_dropped_day_are_not_counted_twice(
 async def test_writers_do_not_wait_for_a_drop_that_has_to_wait(
     database_url: str, connection: asyncpg.Connection
 ) -> None:
-    await store(connection, make_record(NOW - 11 * DAY), make_record(NOW))
+    await store(connection, make_record(NOW - 12 * DAY), make_record(NOW))
     reader = await asyncpg.connect(database_url)
     async with reader.transaction():
         await reader.fetch("SELECT FROM prediction_log")
