@@ -121,7 +121,7 @@ async def started_replay(*arguments: str) -> AsyncIterator[asyncio.subprocess.Pr
         *(sys.executable, "-m", "app", "replay", *arguments),
         cwd=ROOT,
         # Whoever runs the tests in the background of a shell has them, and what they start, ignore SIGINT.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # the child has one thread
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # the child has one thread
     )
     try:
         yield process
