@@ -12,10 +12,10 @@ from tests.ledger import assert_exact, fold, read_ledger
 from tests.records import count_rows, insert_records, list_partitions, make_label, make_record, register_demo, store
 from tests.test_partitions import PARENTS
 
-NOW = datetime.now(UTC)
 
-DAY = timedelta(days=1)
-"""Rows are two days on this or that side of retention's edge: midnight may pass while the tests run."""
+def days_ago(days: int) -> datetime:
+    """That time of this day: midnight may have passed since the tests began."""
+    return datetime.now(UTC) - timedelta(days=days)
 
 
 async def drop(database_url: str, days: int) -> int:
@@ -24,10 +24,10 @@ async def drop(database_url: str, days: int) -> int:
 
 
 async def test_old_days_are_dropped_and_their_counts_stay(database_url: str, connection: asyncpg.Connection) -> None:
-    old, young = make_record(NOW - 12 * DAY), make_record(NOW - 8 * DAY)
+    old, young = make_record(days_ago(11)), make_record(days_ago(9))
     await register_demo(connection)
     await store(connection, old, young)
-    await take_labels(connection, [make_label(record.prediction_id, "1", NOW) for record in (old, young)])
+    await take_labels(connection, [make_label(record.prediction_id, "1", days_ago(0)) for record in (old, young)])
     before = await read_ledger(connection)
 
     dropped = await drop(database_url, 10)
@@ -39,7 +39,7 @@ async def test_old_days_are_dropped_and_their_counts_stay(database_url: str, con
 
 
 async def test_nothing_is_dropped_without_retention(database_url: str, connection: asyncpg.Connection) -> None:
-    await store(connection, make_record(NOW - 1000 * DAY))
+    await store(connection, make_record(days_ago(1000)))
 
     assert await drop(database_url, 0) == 0
     assert await count_rows(connection, "prediction_log") == 1
@@ -72,13 +72,13 @@ async def test_only_who_was_granted_it_may_drop(connection: asyncpg.Connection) 
 
 
 async def test_label_of_a_dropped_prediction_is_expired(database_url: str, connection: asyncpg.Connection) -> None:
-    record, waiting = make_record(NOW - 12 * DAY), make_record(NOW - 12 * DAY)
+    record, waiting = make_record(days_ago(11)), make_record(days_ago(11))
     await register_demo(connection)
     await store(connection, record)
-    early = await take_labels(connection, [make_label(waiting.prediction_id, "1", NOW)])
+    early = await take_labels(connection, [make_label(waiting.prediction_id, "1", days_ago(0))])
     await drop(database_url, 10)
 
-    late = await take_labels(connection, [make_label(record.prediction_id, "1", NOW)])
+    late = await take_labels(connection, [make_label(record.prediction_id, "1", days_ago(0))])
     swept = await sweep_pending(connection)
 
     assert (early, late, swept) == ({"pending": 1}, {"expired": 1}, {"expired": 1})
@@ -88,14 +88,14 @@ async def test_label_of_a_dropped_prediction_is_expired(database_url: str, conne
 async def test_rows_that_come_again_for_a_dropped_day_are_not_counted_twice(
     database_url: str, connection: asyncpg.Connection
 ) -> None:
-    record, new = make_record(NOW - 12 * DAY), make_record(NOW)
+    record, new = make_record(days_ago(11)), make_record(days_ago(0))
     await register_demo(connection)
     await store(connection, record, new)
     before = await read_ledger(connection)
     await drop(database_url, 10)
 
     await store(connection, record)
-    labelled = await take_labels(connection, [make_label(record.prediction_id, "1", NOW)])
+    labelled = await take_labels(connection, [make_label(record.prediction_id, "1", days_ago(0))])
     again = await drop(database_url, 10)
 
     assert (labelled, again) == ({"new": 1}, 3)
@@ -106,14 +106,14 @@ async def test_rows_that_come_again_for_a_dropped_day_are_not_counted_twice(
 async def test_writers_do_not_wait_for_a_drop_that_has_to_wait(
     database_url: str, connection: asyncpg.Connection
 ) -> None:
-    await store(connection, make_record(NOW - 12 * DAY), make_record(NOW))
+    await store(connection, make_record(days_ago(11)), make_record(days_ago(0)))
     reader = await asyncpg.connect(database_url)
     async with reader.transaction():
         await reader.fetch("SELECT FROM prediction_log")
 
         with pytest.raises(asyncpg.LockNotAvailableError):
             await drop(database_url, 10)
-        await insert_records(connection, [make_record(NOW)])
+        await insert_records(connection, [make_record(days_ago(0))])
 
     await reader.close()
     assert await drop(database_url, 10) == 3
