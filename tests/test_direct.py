@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from uvicorn.server import ServerState
 
+from app.direct import DirectCycle
+from app.protocol import GuardedConfig, GuardedProtocol, Limits
 from tests.test_server import BODY, Answer, Process, connect, run_process
 
 JSON = b"Content-Type: application/json\r\n"
@@ -125,3 +128,53 @@ async def test_the_server_serves_on_when_clients_leave_before_their_answer(share
     assert "protocol.py" not in log
     assert "direct.py" not in log
     assert "/predict failed" not in log
+
+
+class Wire(asyncio.Transport):
+    """The far end of a connection: what is written."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
+        self.written: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written.append(bytes(data))
+
+    def is_closing(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        """Stay as it is: what is written afterwards is to be seen."""
+
+    def resume_reading(self) -> None:
+        """Nothing was paused."""
+
+
+async def receive_head() -> tuple[GuardedProtocol, DirectCycle, Wire]:
+    """A connection that has read the head of a request, whose body never comes."""
+    config = GuardedConfig("127.0.0.1", 0, access_log=False, limits=Limits())
+    connection, wire = GuardedProtocol(config, ServerState(), {"scorekeeper": None}), Wire()
+    connection.access_log = False
+    connection.connection_made(wire)
+    connection.data_received(spell(DIRECT)[: -len(BODY)])
+    cycle = connection.cycle
+    assert isinstance(cycle, DirectCycle)
+    return connection, cycle, wire
+
+
+async def test_only_the_first_answer_is_written() -> None:
+    _, cycle, wire = await receive_head()
+
+    cycle.answer(200, [], b"first")
+    cycle.answer(503, [], b"second")
+
+    assert [line.endswith(b"first") for line in wire.written] == [True]
+
+
+async def test_nothing_is_written_when_the_client_has_gone() -> None:
+    connection, cycle, wire = await receive_head()
+    connection.connection_lost(None)
+
+    cycle.answer(200, [], b"late")
+
+    assert wire.written == []
