@@ -1,25 +1,28 @@
-"""Latency at a fixed arrival rate, whatever the server does: `python benchmarks/open_loop.py --rate 5000`.
+"""Latency at a fixed arrival rate, whatever the server does: `python benchmarks/open_loop.py --rate 13000`.
 
-Requests are due at their times. Each takes an idle connection or waits for one, and its latency is counted from the
-time at which it was due: a server that stalls is charged for everyone who had to wait. A request that found no
-connection within a second is given up. With --overload the model is slow, the capacity is measured first, and three
-times as many requests are due.
+Requests are due at their times; wrk sends each on the next connection that is idle, or later, which is counted. With
+--overload the model is slow, the capacity is measured first, and three times as many requests are due from a generator
+of our own, which counts a request's latency from the time at which it was due and gives up one that found no connection
+within a second.
 """
 
 import argparse
 import asyncio
 import os
+import re
+import subprocess
 import tempfile
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import uvloop
-from predict import OTHER_CORE, ROOT, database, serve
+from predict import LUA, OTHER_CORE, ROOT, database, serve
 from slow_model import write_slow_model
 
 CONNECTIONS = 64
@@ -28,9 +31,63 @@ OVERLOAD_CONNECTIONS = 900
 
 PATIENCE_SECONDS = 1.0
 
-CAR_LOAN = b'{"features": [12638.0, 0.4879, 21.0, 4.2246, 10.0]}'
 SLOW = b'{"instances": [%b]}' % b", ".join([b"[1.0, 2.0]"] * 20)
 """So many rows that a second's work waits before every connection does."""
+
+
+PACE = """
+local ffi = require("ffi")
+ffi.cdef("typedef struct { long s; long ns; } moment; int clock_gettime(int, moment *);")
+local moment, started, due = ffi.new("moment"), nil, 0
+late, latest = 0, 0
+function delay()
+  ffi.C.clock_gettime(1, moment)
+  local now = tonumber(moment.s) * 1e3 + tonumber(moment.ns) / 1e6
+  started = started or now
+  due = due + 1e3 / RATE
+  local wait = started + due - now
+  if wait < -1 then late = late + 1 end
+  latest = math.max(latest, -wait)
+  return math.max(0, math.floor(wait + 0.5))
+end
+local thread
+function setup(one) thread = one end
+done = function(summary, latency, requests)
+  local errors = summary.errors
+  io.write(string.format("PACED %d %d %d %d %d %d %d %d %d\\n", summary.requests, summary.duration,
+    errors.status + errors.connect + errors.read + errors.write + errors.timeout, latency:percentile(50),
+    latency:percentile(99), latency:percentile(99.9), latency.max, thread:get("late"), thread:get("latest") * 1e3))
+end
+"""
+"""Gives each request its time, RATE a second whatever the answers take; wrk waits until then, to the millisecond."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paced:
+    """A run of wrk at a rate; `late` requests found no idle connection within a millisecond of their time."""
+
+    answered: int
+    seconds: float
+    errors: int
+    p50_ms: float
+    p99_ms: float
+    p999_ms: float
+    worst_ms: float
+    late: int
+    latest_ms: float
+
+
+def run_paced(port: int, rate: float, seconds: int, directory: Path) -> Paced:
+    """Send at the rate for `seconds`."""
+    script = directory / "paced.lua"
+    script.write_text(f"RATE = {rate}\n{LUA}\n{PACE}")
+    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", script, f"http://127.0.0.1:{port}/predict"]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"PACED" + r" (\d+)" * 9, output)
+    assert found is not None, output
+    requests, microseconds, errors, p50, p99, p999, worst, late, latest = map(int, found.groups())
+    times = (p50 / 1e3, p99 / 1e3, p999 / 1e3, worst / 1e3)
+    return Paced(requests - errors, microseconds / 1e6, errors, *times, late, latest / 1e3)
 
 
 class Load:
@@ -113,6 +170,16 @@ def run_load(port: int, body: bytes, rate: float, seconds: float, connections: i
     return load
 
 
+def print_paced(name: str, rate: float, paced: Paced) -> None:
+    """Print a line of the table."""
+    print(
+        f"| {name} | {rate:,.0f} | {paced.answered / paced.seconds:,.0f} | {paced.errors} "
+        f"| {paced.late:,} ({paced.latest_ms:.1f} ms) | {paced.p50_ms:.2f} | {paced.p99_ms:.2f} | {paced.p999_ms:.2f} "
+        f"| {paced.worst_ms:.2f} |",
+        flush=True,
+    )
+
+
 def print_row(name: str, rate: float, load: Load, seconds: float) -> None:
     """Print a line of the table."""
     good = load.latencies[b"200"]
@@ -129,17 +196,19 @@ def print_row(name: str, rate: float, load: Load, seconds: float) -> None:
 def main() -> None:
     """Measure each level at the rate, or the overload, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rate", type=float, default=5000)
-    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--rate", type=float, default=13000)
+    parser.add_argument("--seconds", type=int, default=20)
     parser.add_argument("--levels", nargs="+", default=["fsync", "os", "unlogged"])
     parser.add_argument("--overload", action="store_true")
     options = parser.parse_args()
-    print("| level | due/s | answered 200/s | refused (median) | lost | p50 ms | p99 ms | p99.9 ms | max ms |")
+    kinds = "refused (median) | lost" if options.overload else "refused or lost | late (most)"
+    print(f"| level | due/s | answered 200/s | {kinds} | p50 ms | p99 ms | p99.9 ms | max ms |")
     print("|---|---|---|---|---|---|---|---|---|")
     with ExitStack() as stack:
         url = stack.enter_context(database())
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for port, level in enumerate(options.levels, 9201):
+            (work / level).mkdir()
             environment = {"DATABASE_URL": url, "DATA_DIR": str(work / level)}
             if level != "unlogged":
                 environment["DURABILITY"] = level
@@ -152,8 +221,10 @@ def measure_level(level: str, port: int, environment: Mapping[str, str], options
     """Measure one level on a server of its own."""
     with serve("unlogged" if level == "unlogged" else "app:main", port, environment, ROOT):
         if not options.overload:
-            load = run_load(port, CAR_LOAN, options.rate, options.seconds, CONNECTIONS)
-            print_row(level, options.rate, load, options.seconds)
+            run_paced(port, options.rate, 1, Path(environment["DATA_DIR"]))
+            print_paced(
+                level, options.rate, run_paced(port, options.rate, options.seconds, Path(environment["DATA_DIR"]))
+            )
             return
         full = run_load(port, SLOW, 1000, 5, 16)  # more than it can do, from few enough clients for all to be taken
         capacity = len(full.latencies[b"200"]) / 5

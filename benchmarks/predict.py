@@ -34,6 +34,7 @@ done = function(summary, latency, requests)
     latency:percentile(50), latency:percentile(99)))
 end
 """
+RESULT = re.compile(r"RESULT (\d+) (\d+) (\d+) (\d+) (\d+) (\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def measure(servers: Mapping[str, tuple[str, int]], connections: int, seconds: i
         ]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         used = read_cpu_seconds(pid) - before
-        found = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+) (\d+) (\d+)", output)
+        found = RESULT.search(output)
         assert found is not None, output
         requests, duration, status_errors, socket_errors, p50, p99 = map(int, found.groups())
         rounds[name] = Round(

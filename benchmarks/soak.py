@@ -1,4 +1,4 @@
-"""Ten minutes at half of capacity; nothing may grow without end: `python benchmarks/soak.py --rate 5000`.
+"""Ten minutes at half of capacity; nothing may grow without end: `python benchmarks/soak.py --rate 13000`.
 
 Prints a line a minute. What is shipped stays in the spool for five minutes, to be offered again after a failover, so
 the spool grows for that long and then stays; everything else is level after the first minute.
@@ -14,8 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from urllib.request import urlopen
 
-import uvloop
-from open_loop import CAR_LOAN, CONNECTIONS, Load
+from open_loop import run_paced
 from predict import OTHER_CORE, ROOT, database, serve
 
 PORT = 9301
@@ -46,7 +45,7 @@ def watch(pid: int, spool: Path, minutes: int) -> None:
 def main() -> None:
     """Load and watch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rate", type=float, default=5000)
+    parser.add_argument("--rate", type=float, default=13000)
     parser.add_argument("--minutes", type=int, default=10)
     options = parser.parse_args()
     with ExitStack() as stack:
@@ -55,11 +54,10 @@ def main() -> None:
         pid = stack.enter_context(serve("app:main", PORT, {"DATABASE_URL": url, "DATA_DIR": str(work)}, ROOT))
         watcher = threading.Thread(target=watch, args=(pid, work / "spool", options.minutes))
         watcher.start()
-        load = Load(CAR_LOAN)
-        uvloop.run(load.run(PORT, options.rate, options.minutes * 60, CONNECTIONS))
+        paced = run_paced(PORT, options.rate, options.minutes * 60, work)
         watcher.join()
-    answered = {status.decode(): len(latencies) for status, latencies in load.latencies.items()}
-    print(f"answers by status: {answered}; lost: {dict(load.lost)}")
+    print(f"{paced.answered:,} answered, {paced.answered / paced.seconds:,.0f}/s; refused or lost: {paced.errors}")
+    print(f"p50 {paced.p50_ms:.2f} ms, p99 {paced.p99_ms:.2f} ms, p99.9 {paced.p999_ms:.2f} ms")
 
 
 if __name__ == "__main__":
