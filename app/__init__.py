@@ -4,7 +4,7 @@ A map of the house, along the way of a prediction:
 
 asgi            what is opened in which order, which path leads where
 api/            HTTP in and out; `api/predict.py` and `api/labels.py` read as the lists of steps that they are;
-                `api/operations.py` is the table of what each route takes and answers, page/ what /docs shows
+                `api/operations.py` is the table of what each route takes and answers, page/ what / and /docs show
 serving/        features -> scores: model files (loading), the repository of served versions, reloading, pins, batching
 prediction_log/ scores -> durable rows: record, journal (the spool), shipper, or committer; partitions, pages
 quality/        labels -> numbers: taking labels, counting, F1 with bounds and its kin (`measures` has them all)

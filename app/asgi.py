@@ -16,13 +16,13 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api import (
-    docs,
     labels,
     model_admin,
     models,
     open_inference_models,
     openapi,
     ops,
+    pages,
     predict,
     predictions,
     quality,
@@ -54,6 +54,7 @@ ROUTES = [
     Route("/predictions/{prediction_id}", predictions.get_prediction),
     Route("/quality", quality.get_quality),
     Route("/quality/history", quality.get_history),
+    Route("/quality/counts", quality.get_counts),
     Route("/models", models.list_models),
     Route("/models/{model}/versions/{version}", models.get_model),
     *model_admin.ROUTES,
@@ -63,8 +64,9 @@ ROUTES = [
     Route("/health/ready", ops.ready),
     Route("/metrics", ops.expose_metrics),
     Route("/openapi.json", openapi.get_openapi),
-    Route("/docs", docs.get_page),
-    Route("/docs/{file}", docs.get_part),
+    Route("/", pages.get_model_page),
+    Route("/docs", pages.get_docs_page),
+    Route("/page/{file}", pages.get_part),
 ]
 
 LOG_CONNECTIONS, REQUEST_CONNECTIONS = 2, 8

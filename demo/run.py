@@ -58,7 +58,7 @@ async def main() -> int:
         if command := prepare_prometheus(options.port, options.prometheus_port):
             processes.append(await stack.enter_async_context(running(*command)))
         processes.append(await stack.enter_async_context(running(*app, "replay", f"--url={server}", *REPLAY)))
-        say(f"the server: {server}/quality and {server}/metrics; labels come 20 s after their predictions")
+        say(f"the model, live: {server}; labels come 20 s after their predictions")
         say(f"Prometheus: http://127.0.0.1:{options.prometheus_port}" if command else NO_PROMETHEUS)
         say("Ctrl-C ends all of it; what it stored stays in DATA_DIR (./data)")
         return await wait_end(processes, stopping)

@@ -176,7 +176,7 @@ async def test_a_body_is_taken_when_it_is_as_long_as_the_limit(open_client: Open
 @shared_loop
 @pytest.mark.parametrize(
     "path",
-    ["/", "/predict/", "/labels/", "/predictions/", "/health/", "/metrics/", "/PREDICT", "/predict/x", "//predict"],
+    ["/none", "/predict/", "/labels/", "/predictions/", "/health/", "/metrics/", "/PREDICT", "/predict/x", "//predict"],
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_an_unknown_path_is_answered_404_without_a_redirect_when_asked_for(

@@ -12,7 +12,6 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.docs import PARTS
 from app.api.labels import LabelBody
 from app.api.model_schemas import (
     NO_NUL,
@@ -25,6 +24,7 @@ from app.api.model_schemas import (
     make_model_schemas,
 )
 from app.api.operations import JSON, OPERATIONS, PROBLEMS_OF_ANY, Content, Operation
+from app.api.pages import PARTS
 from app.api.shapes import Problem
 from app.api.static import File, answer_file
 from app.prediction_log.record import TEXT_LIMIT

@@ -9,7 +9,7 @@ from app.api import shapes
 from app.api.answer import Prediction, Predictions
 from app.api.model_admin import LoadBody, PinBody, UnloadBody
 from app.api.predictions import PageQuery
-from app.api.quality import HistoryQuery, QualityQuery
+from app.api.quality import CountsQuery, HistoryQuery, QualityCounts, QualityQuery
 
 JSON = "application/json"
 
@@ -92,6 +92,15 @@ OPERATIONS = (
         problems=(422,),
         query=HistoryQuery,
     ),
+    Operation(
+        "/quality/counts",
+        "getQualityCounts",
+        "quality",
+        "What stands behind a version's numbers: its predictions over time, and by score",
+        {200: (QualityCounts,)},
+        problems=(404, 422),
+        query=CountsQuery,
+    ),
     Operation("/models", "listModels", "models", "Every version, served or not", {200: (shapes.ModelList,)}),
     Operation(
         "/models/{model}/versions/{version}",
@@ -148,12 +157,13 @@ OPERATIONS = (
         {200: ("text/plain", "application/openmetrics-text")},
     ),
     Operation("/openapi.json", "getOpenapi", "operations", "This document", {200: (JSON,), 304: ()}),
+    Operation("/", "getModelPage", "operations", "How the model does, as a page", {200: ("text/html",), 304: ()}),
     Operation("/docs", "getDocs", "operations", "This document as a page", {200: ("text/html",), 304: ()}),
     Operation(
-        "/docs/{file}",
-        "getDocsFile",
+        "/page/{file}",
+        "getPageFile",
         "operations",
-        "A part of that page",
+        "A part of these pages",
         {200: ("text/css", "text/javascript"), 304: ()},
         problems=(404,),
     ),

@@ -1,4 +1,4 @@
-"""GET /quality: how good each version is, per window, and how good it was."""
+"""GET /quality: how good each version is, per window, how good it was, and the counts behind it."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from app.api.query import read_query
 from app.database.pool import borrow_connection
-from app.errors import Fault, invalid
+from app.errors import Fault, NotFoundError, invalid
+from app.quality.counts import ScoreCounts, TimeCounts, count_window
 from app.quality.queries import QualityResult, fetch_result_history
 from app.quality.scoring import score_period
 from app.state import State, get_state
@@ -91,3 +92,36 @@ async def get_history(request: Request) -> Response:
     async with borrow_connection(state.pool) as connection:
         rows = await fetch_result_history(connection, names, since, until, HISTORY_ROWS)
     return Response(msgspec.json.encode({"history": [dict(row) for row in rows]}), media_type="application/json")
+
+
+class CountsQuery(msgspec.Struct):
+    """Of which version, and behind which of its windows."""
+
+    model: str
+    version: str
+    window: str
+    role: Literal["live", "shadow"] = "live"
+
+
+class QualityCounts(msgspec.Struct):
+    """What stands behind the result that was computed at `until`: predictions over time, and by score."""
+
+    since: datetime
+    until: datetime
+    by_time: list[TimeCounts]
+    by_score: list[ScoreCounts]
+
+
+async def get_counts(request: Request) -> Response:
+    """Answer the ledger's counts of the window as the latest result has it."""
+    query, state = read_query(request, CountsQuery), get_state(request.scope)
+    names = (query.model, query.version, query.role)
+    for result in state.scoreboard.results:
+        if (result.model_name, result.model_version, result.role, result.window_name) == (*names, query.window):
+            break
+    else:
+        raise NotFoundError("there is no result for this version, role and window; GET /quality has those that are")
+    async with borrow_connection(state.pool) as connection:
+        by_time, by_score = await count_window(connection, names, result.since, result.until)
+    answer = QualityCounts(result.since, result.until, by_time, by_score)
+    return Response(msgspec.json.encode(answer), media_type="application/json")

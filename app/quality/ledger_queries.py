@@ -92,6 +92,29 @@ async def read_windows(
     return await connection.fetch(READ_WINDOWS, positions, spans, since, until)
 
 
+COUNT_OUTCOMES = """
+SELECT starts_at, predicted_class, score_bin / $7::smallint AS score_bar,
+    CASE WHEN label = predicted_class THEN 'correct' WHEN label IS NOT NULL THEN 'wrong' END AS outcome,
+    sum(rows)::bigint AS rows
+FROM quality_bucket
+WHERE model_name = $1::text AND model_version = $2::text AND role = $3::text
+    AND span = $4::integer AND starts_at >= $5::timestamptz AND starts_at < $6::timestamptz
+GROUP BY GROUPING SETS ((starts_at, predicted_class, outcome), (score_bar, outcome))
+HAVING sum(rows) <> 0
+"""
+
+
+async def count_outcomes(
+    connection: Connection, names: tuple[str, str, str], span: int, since: datetime, until: datetime, bins: int
+) -> list[asyncpg.Record]:
+    """Count the buckets of (model, version, role) with since <= starts_at < until, each row twice.
+
+    By bucket and predicted class, and by bars of `bins` score bins, where `starts_at` is null. The outcome is null
+    for every prediction, and correct or wrong for the labelled ones.
+    """
+    return await connection.fetch(COUNT_OUTCOMES, *names, span, since, until, bins)
+
+
 RAW_CELLS = """
 raw AS MATERIALIZED (
     SELECT date_bin(make_interval(secs => $3::integer), p.created_at, 'epoch') AS starts_at, p.model_name,

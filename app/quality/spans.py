@@ -54,6 +54,11 @@ def kept_since(span: int, now: datetime) -> datetime:
     return round_down(now, span) - timedelta(seconds=longer * (EDGES_PER_WINDOW + 1))
 
 
+def choose_span(since: datetime, now: datetime) -> int:
+    """Return the shortest span whose buckets are kept from a window's start on; the window begins on its edge."""
+    return min(span for span in SPANS if kept_since(span, now) <= since)
+
+
 def round_down(at: datetime, span: int) -> datetime:
     """Return the edge of a bucket of this span at or before `at`."""
     return _instant(_seconds(at) // span * span)

@@ -75,7 +75,7 @@ HEADERS = [
 TARGETS = [
     *(b"/predictions?limit=3", b"/predictions?since=" + AT.encode(), b"/predictions?class=1&labelled=true&model=a"),
     *(b"/predictions/" + ID.encode(), b"/quality?since=" + AT.encode() + b"&until=" + AT.encode(), b"/models"),
-    *(b"/models/car-loan/versions/1", b"/health", b"/docs", b"/docs/start.js", b"/openapi.json", b"/none"),
+    *(b"/models/car-loan/versions/1", b"/health", b"/docs", b"/page/docs.js", b"/openapi.json", b"/none"),
 ]
 
 

@@ -1,41 +1,21 @@
 """/docs in a browser: it shows the interface, sends its example, and asks nobody but the server."""
 
 import json
-import os
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.async_api import Page, async_playwright, expect
+from playwright.async_api import expect
 
 from tests.answers import NAMES
 from tests.processes import Server
-
-CHROMIUM = "/usr/bin/chromium"
-"""Debian's; Playwright's own browsers cannot be had from a package registry."""
-
-SCREENSHOT = os.environ.get("TEST_SCREENSHOT")
-"""A file for a picture of the page with its answer, to look at; unset: none is made."""
-
-
-class Visit:
-    """A page, and what its browser asked and complained of."""
-
-    def __init__(self, page: Page) -> None:
-        self.page = page
-        self.urls: list[str] = []
-        self.complaints: list[str] = []
-        page.on("request", lambda request: self.urls.append(request.url))
-        page.on("console", lambda message: self.complaints.append(message.text))
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+from tests.system.browser import Visit, open_browser
 
 
 @pytest.fixture
 async def visit() -> AsyncIterator[Visit]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield Visit(await browser.new_page(viewport={"width": 1200, "height": 1600}))
-        await browser.close()
+    async with open_browser(1200, 1600) as opened:
+        yield opened
 
 
 async def test_page_sends_its_example_and_asks_nobody_else(server: Server, visit: Visit) -> None:
@@ -50,8 +30,7 @@ async def test_page_sends_its_example_and_asks_nobody_else(server: Server, visit
         await operation.locator("button.execute").click()
     response = await promised.value
     await expect(operation.locator(".live-responses-table .response .response-col_status").first).to_contain_text("200")
-    if SCREENSHOT:
-        await page.screenshot(path=SCREENSHOT)
+    await visit.take_picture("docs")
 
     assert tuple(sent["features"]) == NAMES
     assert response.status == 200

@@ -58,7 +58,7 @@ async def test_installed_wheel_works_away_from_the_repository(open_path: Path) -
         replayed = await asyncio.to_thread(
             run, "venv/bin/scorekeeper", "replay", "--url", str(client.base_url), "--rows", "200", cwd=open_path
         )
-        page = await client.get("/docs/swagger-ui-bundle.js")
+        page = await client.get("/page/swagger-ui-bundle.js")
 
     assert page.status_code == 200
     assert "the two F1 values agree" in replayed

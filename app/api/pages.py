@@ -1,4 +1,4 @@
-"""GET /docs and /docs/{file}: the interface as a page that can send requests, and asks nobody but this server."""
+"""GET / and /docs: how the model does, and the interface as a page that sends requests; they ask only this server."""
 
 import asyncio
 import functools
@@ -12,14 +12,18 @@ from app.errors import NotFoundError
 
 DIRECTORY = Path(__file__).parent.parent / "page"
 
-PAGE = "index.html"
-
 PARTS = {
-    "start.js": "text/javascript",
+    "model.js": "text/javascript",
+    "charts.js": "text/javascript",
+    "tables.js": "text/javascript",
+    "text.js": "text/javascript",
+    "model.css": "text/css",
+    "chart.umd.min.js": "text/javascript",
+    "docs.js": "text/javascript",
     "swagger-ui-bundle.js": "text/javascript",
     "swagger-ui.css": "text/css",
 }
-"""What the page is made of, beside itself."""
+"""What the pages are made of, beside themselves."""
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -29,16 +33,21 @@ SECURITY_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-"""Nothing from elsewhere, nothing inline; the page's pictures are in its style sheet."""
+"""Nothing from elsewhere, nothing inline; pictures are in the style sheets."""
 
 
-async def get_page(request: Request) -> Response:
-    """Answer the page."""
-    return await _answer(request, PAGE, "text/html")
+async def get_model_page(request: Request) -> Response:
+    """Answer the page that shows one model live."""
+    return await _answer(request, "model.html", "text/html")
+
+
+async def get_docs_page(request: Request) -> Response:
+    """Answer the page that shows the interface."""
+    return await _answer(request, "docs.html", "text/html")
 
 
 async def get_part(request: Request) -> Response:
-    """Answer a part of the page."""
+    """Answer a part of the pages."""
     name = request.path_params["file"]
     if name not in PARTS:
         raise NotFoundError("there is nothing at this path")

@@ -1,0 +1,231 @@
+// The three charts, with Chart.js; each says in words what it shows, for those who cannot see it.
+
+import { fillTable } from "./tables.js";
+import { formatCount, formatRate, formatShare, formatTime } from "./text.js";
+
+const MOST_CLASSES = 8; // as many as there are colours; the last is for all others
+const OTHERS = "others";
+
+const charts = {};
+
+function colour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+}
+
+// Forget all charts: the next draw makes them anew, in the colours that hold now.
+export function dropCharts() {
+  for (const [id, chart] of Object.entries(charts)) {
+    chart.destroy();
+    delete charts[id];
+  }
+}
+
+function draw(id, words, type, data, makeOptions) {
+  const canvas = document.getElementById(id);
+  canvas.setAttribute("aria-label", words);
+  const options = { animation: false, maintainAspectRatio: false, ...makeOptions() };
+  if (charts[id]) {
+    charts[id].data = data;
+    charts[id].options = options;
+    charts[id].update();
+  } else {
+    charts[id] = new Chart(canvas, { type, data, options });
+  }
+}
+
+function makeAxis(more) {
+  const { ticks, ...rest } = more;
+  return { grid: { color: colour("rule") }, ticks: { color: colour("quiet"), maxRotation: 0, ...ticks }, ...rest };
+}
+
+function makePlugins(callbacks, unnamed) {
+  const labels = { color: colour("ink"), usePointStyle: true, boxHeight: 8, filter: (item) => item.text !== unnamed };
+  return { legend: { position: "bottom", labels }, tooltip: { callbacks } };
+}
+
+const STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720, 1440, 2880, 7200, 14400, 43200].map((minutes) => minutes * 60e3);
+
+// Ticks at round times of the reader's own clock.
+function makeTimeAxis(since, until) {
+  const period = until - since;
+  const step = STEPS.find((length) => period / length <= 7) ?? period / 6;
+  const offset = new Date(until).getTimezoneOffset() * 60e3;
+  const first = Math.ceil((since - offset) / step) * step + offset;
+  const count = Math.max(0, Math.floor((until - first) / step) + 1);
+  const values = Array.from({ length: count }, (_, at) => ({ value: first + at * step }));
+  return makeAxis({
+    type: "linear",
+    min: since,
+    max: until,
+    afterBuildTicks: (axis) => {
+      axis.ticks = values;
+    },
+    ticks: { autoSkip: true, callback: (at) => formatTime(at, period) },
+  });
+}
+
+const INTERACTION = { mode: "index", intersect: false, axis: "x" };
+
+function makeLine(label, points, more) {
+  const colours = { borderColor: colour("ink"), backgroundColor: "transparent" };
+  return { label, data: points, borderWidth: 1.5, pointRadius: 0, pointStyle: "line", ...colours, ...more };
+}
+
+// F1 with its band and what to compare it with; `past` are results, oldest first.
+export function drawHistory(past, result) {
+  const since = Date.parse(result.since);
+  const until = Math.max(Date.parse(result.until), past.at(-1)?.at ?? 0); // the job may have run meanwhile
+  const rows = withGaps(past.filter((row) => row.at >= since));
+  const series = (name) => rows.map((row) => ({ x: row.at, y: row[name] }));
+  const band = { borderWidth: 0, pointStyle: "rect", backgroundColor: colour("band") };
+  const dots = rows.length < 5 ? { pointRadius: 3, pointStyle: "circle", clip: 5 } : {};
+  const datasets = [
+    makeLine("upper bound", series("f1_upper"), band),
+    makeLine("bounds (95 %)", series("f1_lower"), { ...band, fill: "-1", word: "lower bound" }),
+    makeLine("F1", series("f1"), { borderColor: colour("accent"), borderWidth: 2.5, ...dots }),
+    makeLine("corrected F1", series("corrected_f1"), { borderDash: [2, 3] }),
+  ];
+  if (result.objective !== null) {
+    const ends = [since, until].map((x) => ({ x, y: result.objective }));
+    datasets.push(makeLine("objective", ends, { borderColor: colour("bad"), borderDash: [8, 3] }));
+  }
+  const words = `F1 is ${formatShare(result.f1)}, between ${formatShare(result.f1_lower)} and ${formatShare(result.f1_upper)}`;
+  draw("history", `${words}; ${rows.length} past results are shown, the table has them`, "line", { datasets }, () => ({
+    interaction: INTERACTION,
+    scales: { x: makeTimeAxis(since, until), y: makeAxis({ max: 1, grace: "5%", ticks: { callback: formatTick } }) },
+    plugins: makePlugins(
+      {
+        title: ([item]) => (item ? formatTime(item.parsed.x, until - since) : ""),
+        label: ({ dataset, parsed }) => `${dataset.word ?? dataset.label}: ${formatShare(parsed.y)}`,
+      },
+      "upper bound",
+    ),
+  }));
+  fillHistoryTable(rows, until - since);
+}
+
+function formatTick(value) {
+  return Number(value.toFixed(3));
+}
+
+// Past results with an empty one wherever some are missing, so that no line leads over a time that nobody knows of.
+function withGaps(rows) {
+  return rows.flatMap((row, at) => {
+    const before = rows[at - 1];
+    const limit = Date.now() - row.at < 86400e3 ? 3 * 60e3 : 2.5 * 3600e3;
+    return before && row.at - before.at > limit ? [{ at: before.at + 1 }, row] : [row];
+  });
+}
+
+function fillHistoryTable(rows, period) {
+  const known = rows.filter((row) => row.state).reverse();
+  fillTable(
+    document.getElementById("history-table"),
+    "F1 over time, newest first",
+    ["time", "F1", "from", "to", "corrected", "labelled", "state"],
+    known.slice(0, 200).map((row) => [
+      formatTime(row.at, period),
+      ...[row.f1, row.f1_lower, row.f1_upper, row.corrected_f1].map(formatShare),
+      formatCount(row.labelled),
+      row.state,
+    ]),
+  );
+}
+
+// The most frequent classes first, all that are too many as one.
+function groupClasses(buckets, classes) {
+  const totals = new Map(classes.map((name) => [name, 0]));
+  for (const bucket of buckets) {
+    for (const [name, rows] of Object.entries(bucket.classes)) totals.set(name, (totals.get(name) ?? 0) + rows);
+  }
+  const names = [...totals.keys()];
+  if (names.length <= MOST_CLASSES) return { names, has: (group, name) => group === name };
+  const shown = names.sort((a, b) => totals.get(b) - totals.get(a)).slice(0, MOST_CLASSES - 1);
+  return { names: [...shown, OTHERS], has: (group, name) => (shown.includes(name) ? group === name : group === OTHERS) };
+}
+
+// Predictions per minute, one colour a class.
+export function drawRate(counts, classes) {
+  const [since, until] = [Date.parse(counts.since), Date.parse(counts.until)];
+  const buckets = counts.by_time.map((bucket) => {
+    const [start, end] = [Date.parse(bucket.since), Date.parse(bucket.until)];
+    return { ...bucket, at: (start + end) / 2, minutes: (end - start) / 60e3 };
+  });
+  const complete = buckets.filter((bucket) => bucket.minutes >= 1 / 6); // a shorter one says too little
+  const { names, has } = groupClasses(complete, classes);
+  const datasets = names.map((group, at) =>
+    makeLine(
+      group,
+      complete.map((bucket) => ({ x: bucket.at, y: countGroup(bucket, group, has) / bucket.minutes })),
+      { ...paint(colour(`class-${at}`)), fill: at ? "-1" : "origin" },
+    ),
+  );
+  const total = complete.reduce((sum, bucket) => sum + bucket.predictions, 0);
+  const words = `${formatCount(total)} predictions in the window, by class and time; the table has them`;
+  draw("rate", words, "line", { datasets }, () => ({
+    interaction: INTERACTION,
+    scales: {
+      x: makeTimeAxis(since, until),
+      y: makeAxis({ stacked: true, min: 0, suggestedMax: 1, ticks: { callback: formatRate } }),
+    },
+    plugins: makePlugins({
+      title: ([item]) => (item ? formatTime(item.parsed.x, until - since) : ""),
+      label: (item) => `${item.dataset.label}: ${formatRate(item.parsed.y)} per minute`,
+    }),
+  }));
+  fillRateTable(complete, until - since);
+}
+
+function paint(fill) {
+  return { stack: "all", borderColor: fill, backgroundColor: fill, pointStyle: "rect" };
+}
+
+function countGroup(bucket, group, has) {
+  return Object.entries(bucket.classes).reduce((sum, [name, rows]) => sum + (has(group, name) ? rows : 0), 0);
+}
+
+function fillRateTable(buckets, period) {
+  fillTable(
+    document.getElementById("rate-table"),
+    "Predictions over time, newest first",
+    ["from", "predictions", "per minute", "labelled", "correct"],
+    [...buckets].reverse().map((bucket) => [
+      formatTime(Date.parse(bucket.since), period),
+      formatCount(bucket.predictions),
+      formatRate(bucket.predictions / bucket.minutes),
+      formatCount(bucket.labelled),
+      formatCount(bucket.correct),
+    ]),
+  );
+}
+
+// How many predictions had which score, and what their labels said.
+export function drawScores(bars) {
+  const names = bars.map((bar) => `${bar.lower.toFixed(2)}–${bar.upper.toFixed(2)}`);
+  const parts = [
+    ["correct", "class-0", (bar) => bar.correct],
+    ["wrong", "class-1", (bar) => bar.labelled - bar.correct],
+    ["not labelled", "unlabelled", (bar) => bar.predictions - bar.labelled],
+  ];
+  const datasets = parts.map(([label, name, count]) => ({
+    label,
+    data: bars.map(count),
+    ...paint(colour(name)),
+    barPercentage: 1,
+    categoryPercentage: 0.94,
+  }));
+  draw("scores", "Predictions by score and by what their labels said; the table has them", "bar", { labels: names, datasets }, () => ({
+    interaction: INTERACTION,
+    scales: {
+      x: makeAxis({ stacked: true, ticks: { maxTicksLimit: 6, callback: (at) => bars[at].lower.toFixed(2) } }),
+      y: makeAxis({ stacked: true, min: 0, suggestedMax: 1, ticks: { callback: formatRate } }),
+    },
+    plugins: makePlugins({ label: (item) => `${item.dataset.label}: ${formatCount(item.parsed.y)}` }),
+  }));
+  fillTable(
+    document.getElementById("scores-table"),
+    "Predictions by score",
+    ["score", "predictions", "correct", "wrong", "not labelled"],
+    bars.map((bar, at) => [names[at], formatCount(bar.predictions), ...parts.map(([, , count]) => formatCount(count(bar)))]),
+  );
+}

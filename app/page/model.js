@@ -1,0 +1,226 @@
+// The page at /: asks the server every few seconds, and draws what it says.
+
+import { drawHistory, drawRate, drawScores, dropCharts } from "./charts.js";
+import { fillClasses, fillConfusion, fillList } from "./tables.js";
+import {
+  formatBytes, formatCount, formatDuration, formatPercent, formatMoment, formatShare, judge,
+} from "./text.js";
+
+const POLL_SECONDS = 5;
+const PATIENCE_SECONDS = 10;
+
+const at = (id) => document.getElementById(id);
+
+// What the reader has chosen; an empty version is the one that the server takes by default.
+const chosen = Object.fromEntries(
+  ["model", "version", "window"].map((name) => [name, new URLSearchParams(location.search).get(name) ?? ""]),
+);
+
+let shown = {}; // what is drawn: of which result, its counts, its history
+let lastAnswer = null; // when the server last answered
+
+async function ask(path, parameters = {}) {
+  const query = new URLSearchParams(parameters).toString();
+  const answer = await fetch(query ? `${path}?${query}` : path, { signal: AbortSignal.timeout(PATIENCE_SECONDS * 1000) });
+  if (!answer.ok) throw new Error(`${path} is answered ${answer.status}`);
+  return answer.headers.get("content-type").startsWith("application/json") ? answer.json() : answer.text();
+}
+
+// One look at the server: what is chosen now, drawn.
+async function look() {
+  const [models, quality, health, metrics] = await Promise.all(["models", "quality", "health", "metrics"].map((path) => ask(path)));
+  drawHealth(health);
+  drawLog(metrics);
+  const result = choose(models, quality.results);
+  const served = models.models.find((model) => model.name === result?.model && model.version === result?.model_version);
+  if (!result) {
+    drawNothing("No quality numbers yet: the quality job has not run since this server started.");
+    return;
+  }
+  drawSummary(result, served);
+  await drawDetails(result, served);
+}
+
+// Fill the three selects and return the result that they name.
+function choose(models, results) {
+  const names = [...new Set([...models.models.map((model) => model.name), ...results.map((result) => result.model)])].sort();
+  const model = names.includes(chosen.model) ? chosen.model : models.default_model;
+  const versions = [...new Set(results.filter((result) => result.model === model).map((result) => result.model_version))];
+  const standard = models.models.find((one) => one.name === model && one.default)?.version ?? versions.at(-1);
+  const version = versions.includes(chosen.version) ? chosen.version : standard;
+  const found = results.filter((result) => result.model === model && result.model_version === version);
+  const windows = found.map((result) => result.window);
+  const window = windows.includes(chosen.window) ? chosen.window : windows[0];
+  fillSelect("model", names.map((name) => [name, name]), model);
+  const choices = [["", `${standard ?? "none"} (default)`], ...versions.map((name) => [name, name])];
+  fillSelect("version", choices, versions.includes(chosen.version) ? chosen.version : "");
+  fillSelect("window", windows.map((name) => [name, name]), window);
+  return found.find((result) => result.window === window);
+}
+
+function fillSelect(id, choices, value) {
+  const select = at(id);
+  const wanted = JSON.stringify(choices);
+  if (select.dataset.choices !== wanted) {
+    select.replaceChildren(...choices.map(([key, text]) => new Option(text, key)));
+    select.dataset.choices = wanted;
+  }
+  select.value = value;
+}
+
+function drawNothing(words) {
+  at("f1").textContent = "–";
+  at("bounds").textContent = "";
+  show("state", "unknown", "badge warn");
+  at("verdict").textContent = words;
+}
+
+function drawSummary(result, served) {
+  const [badge, verdict, colour] = judge(result);
+  at("summary-title").textContent = `F1 of ${result.model} version ${result.model_version}, last ${result.window}`;
+  at("f1").textContent = formatShare(result.f1);
+  at("bounds").textContent =
+    result.f1 === null ? "" : `between ${formatShare(result.f1_lower)} and ${formatShare(result.f1_upper)} with 95 % confidence`;
+  show("state", badge, `badge ${colour}`);
+  at("verdict").textContent = verdict;
+  document.title = `${formatShare(result.f1)} ${result.model} – Scorekeeper`;
+  fillList(at("numbers"), [
+    ["Predictions", formatCount(result.predictions)],
+    ["Labelled (coverage)", `${formatCount(result.labelled)} (${formatPercent(result.coverage)})`],
+    ["Labels come after", formatDuration(result.label_delay_seconds), "On average, from the prediction"],
+    ["One class always", formatShare(result.baseline_f1), "The F1 of a model that looks at nothing"],
+    ["Corrected F1", formatShare(result.corrected_f1), "Every label stands for all predictions like its own"],
+    ...(served?.training_f1 ? [["F1 in training", formatShare(served.training_f1), "Said by the model's file"]] : []),
+    ["Precision", formatShare(result.precision)],
+    ["Recall", formatShare(result.recall)],
+    ["Accuracy", formatShare(result.accuracy)],
+    ...(result.auc === null ? [] : [["AUC", formatShare(result.auc)]]),
+    ["Calibration error", formatShare(result.ece), "ECE: how far scores are from frequencies"],
+    ...(result.best_threshold === null
+      ? []
+      : [["Best threshold", `${result.best_threshold.toFixed(2)} (F1 ${formatShare(result.best_threshold_f1)})`, "In hindsight"]]),
+  ]);
+  const loaded = served ? `Served since ${formatMoment(served.loaded_at)}, sha256 ${served.sha256.slice(0, 12)}. ` : "Not served now. ";
+  at("about").textContent = `${loaded}F1 is the ${result.average} one, computed at ${formatMoment(result.computed_at)}.`;
+}
+
+// Charts and tables, which change when the job has run or another result is chosen.
+async function drawDetails(result, served) {
+  const key = JSON.stringify([result.model, result.model_version, result.window]);
+  if (shown.key === key && shown.computedAt === result.computed_at) return;
+  const names = { model: result.model, version: result.model_version, window: result.window };
+  const past = shown.key === key ? shown.past : [];
+  const since = past.at(-1)?.minute ?? result.since;
+  const [counts, { history }] = await Promise.all([ask("quality/counts", names), ask("quality/history", { ...names, since })]);
+  const news = history.reverse().map((row) => ({ ...row, at: Date.parse(row.until) }));
+  const first = news[0]?.minute; // the last minute's result is replaced until the minute is over
+  shown = {
+    key,
+    computedAt: result.computed_at,
+    past: [...past.filter((row) => row.minute !== first && row.at >= Date.parse(result.since)), ...news],
+    result,
+    counts,
+    classes: listClasses(result, served, counts),
+  };
+  redraw();
+}
+
+// All classes of the version, as text; those that only the database knows at the end.
+function listClasses(result, served, counts) {
+  const found = [...Object.keys(result.confusion), ...Object.values(result.confusion).flatMap(Object.keys)];
+  const predicted = counts.by_time.flatMap((bucket) => Object.keys(bucket.classes));
+  return [...new Set([...(served?.classes ?? []).map(String), ...found, ...predicted])];
+}
+
+function redraw() {
+  const { past, result, counts, classes } = shown;
+  if (!result) return;
+  drawHistory(past, result);
+  drawRate(counts, classes);
+  drawScores(counts.by_score);
+  const predicted = {};
+  for (const bucket of counts.by_time) {
+    for (const [name, rows] of Object.entries(bucket.classes)) predicted[name] = (predicted[name] ?? 0) + rows;
+  }
+  fillClasses(at("classes-table"), classes, result.confusion, predicted);
+  fillConfusion(at("confusion-table"), classes, result.confusion);
+}
+
+function drawHealth(health) {
+  show("server", `Server ${health.status}`, health.status === "ok" ? "badge good" : "badge warn");
+  at("reasons").hidden = health.reasons.length === 0;
+  at("reasons").replaceChildren(
+    ...health.reasons.map(({ code, detail }) => Object.assign(document.createElement("li"), { textContent: `${code}: ${detail}` })),
+  );
+}
+
+// Sum a metric over its labels; undefined where there is no sample.
+function readMetric(text, name) {
+  const samples = [...text.matchAll(new RegExp(`^${name}(?:\\{.*\\})? (\\S+)`, "gm"))];
+  return samples.length ? samples.reduce((sum, sample) => sum + Number(sample[1]), 0) : undefined;
+}
+
+function drawLog(metrics) {
+  const read = (name) => readMetric(metrics, `prediction_log_${name}`);
+  const limit = read("spool_max_bytes");
+  fillList(at("log"), [
+    ["Answered", formatCount(read("answered_rows_total")), "Rows whose request was answered 200: each is promised"],
+    ["Stored in PostgreSQL", formatCount(read("stored_rows_total")), "Those of earlier runs too"],
+    ["Waiting to be stored", formatCount(read("pending_rows")), "Safe, and not in PostgreSQL yet"],
+    ["Longest wait", formatDuration(read("lag_seconds")), "Age of the oldest row that is not stored yet"],
+    ["Refused (503)", formatCount(read("refused_rows_total")), "Never promised"],
+    ["Dead", formatCount(read("dead_rows_total")), "Rows that PostgreSQL refuses, kept in the spool"],
+    ["Failed attempts", formatCount(read("failures_total") ?? 0), "To store a batch"],
+    ...(limit === undefined ? [] : [["Spool", `${formatBytes(read("spool_bytes"))} of ${formatBytes(limit)}`, "Stored rows are kept for a while"]]),
+  ]);
+}
+
+// Say something where it is read out; only when it changes, or it would be read out again and again.
+function show(id, text, style) {
+  if (at(id).textContent !== text) at(id).textContent = text;
+  at(id).className = style;
+}
+
+async function poll() {
+  try {
+    if (!document.hidden) {
+      await look();
+      lastAnswer = Date.now();
+      at("unreachable").hidden = true;
+    }
+  } catch (error) {
+    const since = lastAnswer ? `what is shown is of ${formatMoment(lastAnswer)}` : "nothing is known yet";
+    at("unreachable").textContent = `The server does not answer as it should, ${since} (${error.message}).`;
+    at("unreachable").hidden = false;
+  }
+}
+
+let polling = Promise.resolve();
+
+// Look again, after the look that is under way.
+function lookAgain() {
+  polling = polling.then(poll);
+  return polling;
+}
+
+for (const name of ["model", "version", "window"]) {
+  at(name).addEventListener("change", () => {
+    chosen[name] = at(name).value;
+    if (name === "model") chosen.version = "";
+    const query = new URLSearchParams(Object.entries(chosen).filter(([, value]) => value));
+    history.replaceState(null, "", query.size ? `?${query}` : location.pathname);
+    lookAgain();
+  });
+}
+document.addEventListener("visibilitychange", () => document.hidden || lookAgain());
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  dropCharts();
+  redraw();
+});
+
+async function run() {
+  await lookAgain();
+  setTimeout(run, POLL_SECONDS * 1000);
+}
+
+run();

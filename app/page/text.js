@@ -1,0 +1,73 @@
+// Numbers, times and states in words.
+
+const NONE = "–"; // what is undefined, or not known
+
+export const STATES = {
+  no_predictions: ["no predictions", "Nothing was predicted in this window."],
+  no_labels: ["no labels", "No true label has come for this window yet."],
+  no_positives: ["no positives", "F1 is undefined: no labelled row is positive, by label or by prediction."],
+  one_class: ["one class", "All labels are of one class: F1 says nothing about telling classes apart."],
+  too_few_labels: ["too few labels", "Trust the bounds, not the value."],
+  stale: ["stale", "These numbers are old: the quality job fails, or PostgreSQL is away."],
+  ok: ["ok", ""],
+};
+
+// What the state, and if it is ok the bounds, say: [badge, sentence, colour].
+export function judge(result) {
+  const [badge, sentence] = STATES[result.state];
+  if (result.state !== "ok") return [badge, sentence, "warn"];
+  const { f1, f1_lower: lower, f1_upper: upper, baseline_f1: baseline, objective } = result;
+  if (f1 <= baseline) return [badge, "No better than always predicting one class.", "bad"];
+  if (objective === null) return [badge, "", "good"];
+  const goal = formatShare(objective);
+  if (upper < objective) return [badge, `Worse than the objective of ${goal}, and not by chance.`, "bad"];
+  if (lower >= objective) return [badge, `The objective of ${goal} is met, and not by chance.`, "good"];
+  return [badge, `The objective of ${goal} lies within the bounds: chance explains the difference.`, "warn"];
+}
+
+export function formatShare(value) {
+  return value === null || value === undefined ? NONE : value.toFixed(3);
+}
+
+export function formatPercent(value) {
+  return value === null || value === undefined ? NONE : `${(100 * value).toFixed(1)} %`;
+}
+
+export function formatCount(value) {
+  return value === null || value === undefined ? NONE : value.toLocaleString("en");
+}
+
+export function formatRate(value) {
+  return value.toLocaleString("en", { maximumSignificantDigits: 3 });
+}
+
+export function formatBytes(value) {
+  if (value === undefined) return NONE;
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  const power = Math.min(Math.floor(Math.log2(Math.max(value, 1)) / 10), units.length - 1);
+  return `${formatRate(value / 1024 ** power)} ${units[power]}`;
+}
+
+export function formatDuration(seconds) {
+  if (seconds === null || seconds === undefined) return NONE;
+  for (const [unit, length] of [["d", 86400], ["h", 3600], ["min", 60]]) {
+    if (seconds >= 2 * length) return `${formatRate(seconds / length)} ${unit}`;
+  }
+  return `${formatRate(seconds)} s`;
+}
+
+const CLOCK = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+const SECONDS = new Intl.DateTimeFormat("en", { timeStyle: "medium", hourCycle: "h23" });
+const DAY = new Intl.DateTimeFormat("en", { day: "numeric", month: "short" });
+
+// A time of a chart, by the reader's own clock; with the day where the period, in milliseconds, is longer than one.
+export function formatTime(at, period) {
+  const date = new Date(at);
+  return period > 86400e3 * 1.5 ? `${DAY.format(date)} ${CLOCK.format(date)}` : CLOCK.format(date);
+}
+
+// When something happened: to the second, with the day if it was not today.
+export function formatMoment(at) {
+  const date = new Date(at);
+  return date.toDateString() === new Date().toDateString() ? SECONDS.format(date) : `${DAY.format(date)}, ${SECONDS.format(date)}`;
+}
