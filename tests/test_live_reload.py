@@ -126,6 +126,31 @@ async def test_new_version_goes_live_under_load_without_an_error(
     assert await find_lost(database_url, answers) == []
 
 
+async def test_health_tells_that_the_next_start_would_not_know_the_default(
+    start_server: StartServer, models: Path
+) -> None:
+    server = await start_server("a")
+
+    write_model(models, build_echo(), "other")
+
+    async def answers() -> bool:
+        return (await post(server, "/predict", features=[1, 0, 0], model="other")).status_code == 200
+
+    await wait_until(answers)
+    await wait_for_reasons(server, "default_model_unset")
+    shutil.rmtree(models / "other")
+    await wait_for_reasons(server)
+
+
+async def test_health_is_ok_with_several_models_when_the_default_is_set(open_client: OpenClient, models: Path) -> None:
+    write_model(models, build_echo(), "other")
+
+    async with open_client(MODEL_DIR=str(models), DEFAULT_MODEL="other") as client:
+        health = (await client.get("/health")).json()
+
+    assert health == {"status": "ok", "reasons": []}
+
+
 async def stop(server: Server) -> None:
     """Stop it, by which all rows come to the database."""
     assert server.process is not None
@@ -151,7 +176,7 @@ async def test_nobody_notices_when_versions_come_and_go_under_load(
             shutil.rmtree(models / "car-loan" / file)
         put(models, "6", build_version("6")[:-1000])
         write_model(models, build_echo(3), "other", "1")
-        await wait_for_reasons(server, "model_not_loadable")
+        await wait_for_reasons(server, "default_model_unset", "model_not_loadable")
 
     await stop(server)
     assert set(answers.seen) == {"200"}

@@ -59,6 +59,8 @@ def find_troubles(state: State) -> list[dict[str, str]]:
         reasons.append({"code": "database_unprepared", "detail": "PostgreSQL has not been reached since the start"})
     if trouble := state.log.find_trouble():
         reasons.append({"code": trouble.code, "detail": trouble.detail})
+    if state.reloader.is_default_unclear:
+        reasons.append(DEFAULT_UNCLEAR)
     return reasons + find_model_troubles(state)
 
 
@@ -78,6 +80,11 @@ def sum_up(details: list[str]) -> str:
 
 
 SCHEMA_BEHIND = {"code": "schema_behind", "detail": "the database schema is behind: run `alembic upgrade head`"}
+
+DEFAULT_UNCLEAR = {
+    "code": "default_model_unset",
+    "detail": "MODEL_DIR has several models now and DEFAULT_MODEL is not set: the next start is refused",
+}
 
 
 def _json(answer: object, status: int) -> Response:

@@ -35,6 +35,8 @@ class Loaded:
     """What the start found in MODEL_DIR: models in ascending order of versions, and why the others are not usable."""
 
     default_model: str
+    is_default_asked: bool
+    """DEFAULT_MODEL is set; else the default is the only model that there was."""
     models: list[Model]
     stamps: dict[Key, Stamp]
     refusals: dict[Key, str]
@@ -59,7 +61,7 @@ def load_models(directory: Path, default_model: str | None) -> Loaded:
         raise StartupError(reasons[-1] + more)
     for reason in refusals.values():
         logger.error("not served: %s", reason)
-    return Loaded(default, models, stamps, refusals)
+    return Loaded(default, default_model is not None, models, stamps, refusals)
 
 
 def _choose_default(names: list[str], asked: str | None) -> str:

@@ -67,6 +67,7 @@ class Reloader:
         self._register = register
         self._pins_file = pins_file
         self._lock = asyncio.Lock()
+        self._is_default_asked = True
         self._seen: dict[Key, Stamp] = {}
         self._judged: dict[Key, Stamp] = {}
         self._unregistered: set[Key] = set()
@@ -76,6 +77,7 @@ class Reloader:
 
     async def begin(self, loaded: Loaded) -> None:
         """Serve what the start has loaded; raise StartupError when nothing of the default model is left."""
+        self._is_default_asked = loaded.is_default_asked
         self._seen, self._judged = loaded.stamps, dict(loaded.stamps)
         refusals: list[str] = []
         for key, reason in loaded.refusals.items():
@@ -93,6 +95,11 @@ class Reloader:
         for key in self._repository.pins.items():
             if self._repository.find(*key) is None and key not in self.troubles:
                 self._note(key, "model_pin", "the pinned version is not there, the highest is served instead")
+
+    @property
+    def is_default_unclear(self) -> bool:
+        """Whether the next start would refuse to choose among the models that MODEL_DIR has now."""
+        return not self._is_default_asked and len({name for name, _ in self._seen}) > 1
 
     async def look(self) -> None:
         """Take up what has changed in MODEL_DIR, a file when two looks have found it the same, and register."""
