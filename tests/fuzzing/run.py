@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -111,6 +112,7 @@ class Connection:
     async def ask(self, case: Case) -> Answer:
         """Send a case and return its answer; again when the connection ends before: it may have been idle too long."""
         for _ in range(ATTEMPTS):
+            is_new, started = self._streams is None, time.monotonic()
             try:
                 answer = await self._exchange(case)
             except Exception:
@@ -119,6 +121,8 @@ class Connection:
             if answer is not None:
                 return answer
             self.close()
+            if is_new and time.monotonic() - started < LIMITS.head_seconds:
+                raise WrongAnswerError("a new connection ended without an answer, and before any limit")
         raise WrongAnswerError(f"no answer, {ATTEMPTS} times")
 
     def close(self) -> None:
