@@ -1,5 +1,6 @@
 """What stands behind a window's numbers, from the ledger: predictions and labels over time, and by score."""
 
+import asyncio
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Annotated
@@ -24,13 +25,11 @@ class Counts(msgspec.Struct, kw_only=True):
     labelled: int = 0
     correct: int = 0
 
-    def add(self, outcome: str | None, rows: int) -> None:
-        """Add rows of one outcome; None: every prediction, labelled or not."""
-        if outcome is None:
-            self.predictions += rows
-            return
-        self.labelled += rows
-        self.correct += rows if outcome == "correct" else 0
+    def add(self, row: asyncpg.Record) -> None:
+        """Add a row of `count_outcomes`."""
+        self.predictions += row["predictions"]
+        self.labelled += row["labelled"]
+        self.correct += row["correct"]
 
 
 class TimeCounts(Counts, kw_only=True):
@@ -58,7 +57,8 @@ async def count_window(
     """
     span = choose_span(since, until)
     rows = await count_outcomes(connection, names, span, since, until, BINS // SCORE_BARS)
-    return count_by_time(rows, span, since, until), count_by_score(rows)
+    # In a thread: with many classes there are tens of thousands of rows.
+    return await asyncio.to_thread(lambda: (count_by_time(rows, span, since, until), count_by_score(rows)))
 
 
 def count_by_time(rows: Sequence[asyncpg.Record], span: int, since: datetime, until: datetime) -> list[TimeCounts]:
@@ -71,9 +71,8 @@ def count_by_time(rows: Sequence[asyncpg.Record], span: int, since: datetime, un
     for row in rows:
         if row["starts_at"] is not None:
             bucket = buckets[row["starts_at"]]
-            bucket.add(row["outcome"], row["rows"])
-            if row["outcome"] is None:
-                bucket.classes[row["predicted_class"]] = row["rows"]
+            bucket.add(row)
+            bucket.classes[row["predicted_class"]] = row["predictions"]
     return list(buckets.values())
 
 
@@ -82,5 +81,5 @@ def count_by_score(rows: Sequence[asyncpg.Record]) -> list[ScoreCounts]:
     bars = [ScoreCounts(lower=bar / SCORE_BARS, upper=(bar + 1) / SCORE_BARS) for bar in range(SCORE_BARS)]
     for row in rows:
         if row["starts_at"] is None:
-            bars[row["score_bar"]].add(row["outcome"], row["rows"])
+            bars[row["score_bar"]].add(row)
     return bars

@@ -94,13 +94,14 @@ async def read_windows(
 
 COUNT_OUTCOMES = """
 SELECT starts_at, predicted_class, score_bin / $7::smallint AS score_bar,
-    CASE WHEN label = predicted_class THEN 'correct' WHEN label IS NOT NULL THEN 'wrong' END AS outcome,
-    sum(rows)::bigint AS rows
+    sum(rows) FILTER (WHERE label IS NULL)::bigint AS predictions,
+    coalesce(sum(rows) FILTER (WHERE label IS NOT NULL), 0)::bigint AS labelled,
+    coalesce(sum(rows) FILTER (WHERE label = predicted_class), 0)::bigint AS correct
 FROM quality_bucket
 WHERE model_name = $1::text AND model_version = $2::text AND role = $3::text
     AND span = $4::integer AND starts_at >= $5::timestamptz AND starts_at < $6::timestamptz
-GROUP BY GROUPING SETS ((starts_at, predicted_class, outcome), (score_bar, outcome))
-HAVING sum(rows) <> 0
+GROUP BY GROUPING SETS ((starts_at, predicted_class), (score_bar))
+HAVING sum(rows) FILTER (WHERE label IS NULL) <> 0
 """
 
 
@@ -109,8 +110,7 @@ async def count_outcomes(
 ) -> list[asyncpg.Record]:
     """Count the buckets of (model, version, role) with since <= starts_at < until, each row twice.
 
-    By bucket and predicted class, and by bars of `bins` score bins, where `starts_at` is null. The outcome is null
-    for every prediction, and correct or wrong for the labelled ones.
+    By bucket and predicted class, and by bars of `bins` score bins, where `starts_at` is null.
     """
     return await connection.fetch(COUNT_OUTCOMES, *names, span, since, until, bins)
 
