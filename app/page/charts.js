@@ -1,10 +1,10 @@
 // The three charts, with Chart.js; each says in words what it shows, for those who cannot see it.
 
-import { fillTable } from "./tables.js";
-import { formatCount, formatRate, formatShare, formatTime } from "./text.js";
+import { fillTable, pick, sum } from "./tables.js";
+import { formatCount, formatName, formatRate, formatShare, formatTime } from "./text.js";
 
 const MOST_CLASSES = 8; // as many as there are colours; the last is for all others
-const OTHERS = "others";
+const OTHERS = "all others";
 
 const charts = {};
 
@@ -132,16 +132,12 @@ function fillHistoryTable(rows, period) {
   );
 }
 
-// The most frequent classes first, all that are too many as one.
+// [name, its classes]: the most frequent ones first, all that are too many as one.
 function groupClasses(buckets, classes) {
-  const totals = new Map(classes.map((name) => [name, 0]));
-  for (const bucket of buckets) {
-    for (const [name, rows] of Object.entries(bucket.classes)) totals.set(name, (totals.get(name) ?? 0) + rows);
-  }
-  const names = [...totals.keys()];
-  if (names.length <= MOST_CLASSES) return { names, has: (group, name) => group === name };
-  const shown = names.sort((a, b) => totals.get(b) - totals.get(a)).slice(0, MOST_CLASSES - 1);
-  return { names: [...shown, OTHERS], has: (group, name) => (shown.includes(name) ? group === name : group === OTHERS) };
+  if (classes.length <= MOST_CLASSES) return classes.map((name) => [name, [name]]);
+  const totals = new Map(classes.map((name) => [name, sum(buckets.map((bucket) => pick(bucket.classes, name) ?? 0))]));
+  const names = [...classes].sort((a, b) => totals.get(b) - totals.get(a));
+  return [...names.slice(0, MOST_CLASSES - 1).map((name) => [name, [name]]), [OTHERS, names.slice(MOST_CLASSES - 1)]];
 }
 
 // Predictions per minute, one colour a class.
@@ -152,11 +148,10 @@ export function drawRate(counts, classes) {
     return { ...bucket, at: (start + end) / 2, minutes: (end - start) / 60e3 };
   });
   const complete = buckets.filter((bucket) => bucket.minutes >= 1 / 6); // a shorter one says too little
-  const { names, has } = groupClasses(complete, classes);
-  const datasets = names.map((group, at) =>
+  const datasets = groupClasses(complete, classes).map(([group, names], at) =>
     makeLine(
-      group,
-      complete.map((bucket) => ({ x: bucket.at, y: countGroup(bucket, group, has) / bucket.minutes })),
+      formatName(group),
+      complete.map((bucket) => ({ x: bucket.at, y: sum(names.map((name) => pick(bucket.classes, name) ?? 0)) / bucket.minutes })),
       { ...paint(colour(`class-${at}`)), fill: at ? "-1" : "origin" },
     ),
   );
@@ -178,10 +173,6 @@ export function drawRate(counts, classes) {
 
 function paint(fill) {
   return { stack: "all", borderColor: fill, backgroundColor: fill, pointStyle: "rect" };
-}
-
-function countGroup(bucket, group, has) {
-  return Object.entries(bucket.classes).reduce((sum, [name, rows]) => sum + (has(group, name) ? rows : 0), 0);
 }
 
 function fillRateTable(buckets, period) {

@@ -138,12 +138,8 @@ function redraw() {
   drawHistory(past, result);
   drawRate(counts, classes);
   drawScores(counts.by_score);
-  const predicted = {};
-  for (const bucket of counts.by_time) {
-    for (const [name, rows] of Object.entries(bucket.classes)) predicted[name] = (predicted[name] ?? 0) + rows;
-  }
-  fillClasses(at("classes-table"), classes, result.confusion, predicted);
-  fillConfusion(at("confusion-table"), classes, result.confusion);
+  fillClasses(at("classes-table"), classes, result.confusion, counts.by_time);
+  fillConfusion(at("confusion-table"), at("confusion-title"), classes, result.confusion);
 }
 
 function drawHealth(health) {

@@ -1,6 +1,6 @@
 // Tables and lists of numbers; every text goes in as text, never as HTML.
 
-import { formatCount, formatShare } from "./text.js";
+import { formatCount, formatName, formatShare } from "./text.js";
 
 const MOST_CLASSES = 12; // of the confusion matrix
 
@@ -34,7 +34,7 @@ export function fillTable(place, caption, heads, rows) {
   place.setAttribute("aria-label", caption);
 }
 
-function sum(values) {
+export function sum(values) {
   return values.reduce((total, value) => total + value, 0);
 }
 
@@ -42,15 +42,20 @@ function ratio(part, whole) {
   return whole ? part / whole : null;
 }
 
+// The value under a name that a model has given: `constructor` is a good one too, and not in every object.
+export function pick(values, name) {
+  return values !== undefined && Object.hasOwn(values, name) ? values[name] : undefined;
+}
+
 // Predictions by class, and precision, recall and F1 of each class from the confusion counts {label: {predicted: rows}}.
-export function fillClasses(place, classes, confusion, predicted) {
+export function fillClasses(place, classes, confusion, buckets) {
   const rows = classes.map((name) => {
-    const right = confusion[name]?.[name] ?? 0;
-    const labels = sum(Object.values(confusion[name] ?? {}));
-    const decided = sum(Object.values(confusion).map((row) => row[name] ?? 0));
+    const right = pick(pick(confusion, name), name) ?? 0;
+    const labels = sum(Object.values(pick(confusion, name) ?? {}));
+    const decided = sum(Object.values(confusion).map((row) => pick(row, name) ?? 0));
     return [
       name,
-      formatCount(predicted[name] ?? 0),
+      formatCount(sum(buckets.map((bucket) => pick(bucket.classes, name) ?? 0))),
       formatCount(labels),
       formatShare(ratio(right, decided)),
       formatShare(ratio(right, labels)),
@@ -60,10 +65,11 @@ export function fillClasses(place, classes, confusion, predicted) {
   fillTable(place, "By class", ["class", "predicted", "labels", "precision", "recall", "F1"], rows);
 }
 
-// Labels down, predicted classes across.
-export function fillConfusion(place, classes, confusion) {
+// Labels down, predicted classes across; `title` says how many of them.
+export function fillConfusion(place, title, classes, confusion) {
   const shown = classes.slice(0, MOST_CLASSES);
-  const rows = shown.map((label) => [label, ...shown.map((name) => formatCount(confusion[label]?.[name] ?? 0))]);
-  const more = classes.length > shown.length ? `, the first ${MOST_CLASSES} classes` : "";
-  fillTable(place, `Confusion matrix${more}`, ["label \\ predicted", ...shown], rows);
+  const rows = shown.map((label) => [label, ...shown.map((name) => formatCount(pick(pick(confusion, label), name) ?? 0))]);
+  const more = classes.length > shown.length ? `, the first ${MOST_CLASSES} of ${classes.length} classes` : "";
+  title.textContent = `Confusion matrix${more}`;
+  fillTable(place, title.textContent, ["label \\ predicted", ...shown.map(formatName)], rows);
 }

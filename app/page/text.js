@@ -25,6 +25,11 @@ export function judge(result) {
   return [badge, `The objective of ${goal} lies within the bounds: chance explains the difference.`, "warn"];
 }
 
+// A name where there is no room for a long one.
+export function formatName(name) {
+  return name.length > 24 ? `${name.slice(0, 23)}…` : name;
+}
+
 export function formatShare(value) {
   return value === null || value === undefined ? NONE : value.toFixed(3);
 }

@@ -200,6 +200,35 @@ async def test_choices_are_kept_in_the_address_and_texts_of_a_model_are_only_tex
     assert visit.complaints == []
 
 
+async def test_every_class_is_counted_once_whatever_its_name(
+    live: Server, visit: Visit, connection: asyncpg.Connection, tmp_path: Path
+) -> None:
+    classes = ["all", "others", "constructor", "x" * 200, *"abcde", "__proto__"]
+    write_model(tmp_path / "models", build_echo(10, classes=json.dumps(classes)), "names")
+    live.environment["MODEL_DIR"] = str(tmp_path / "models")
+    await live.start()
+    at = datetime.now(UTC) - timedelta(minutes=20)
+    records = [make_record(at, model="names", predicted=name) for name in (*classes, *classes, *classes[:3])]
+    await store(connection, *records)
+    await take_labels(connection, [make_label(records[2].prediction_id, "constructor", at)])
+    await fetch_result(live, predictions=23, labelled=1)
+    page = visit.page
+
+    await page.goto(f"{live.url}/?window=24h")
+    table = page.locator("#classes-table tbody tr")
+    await expect(table).to_have_count(10, timeout=SECONDS)
+
+    rate = await read_chart(page, "rate")
+    assert {name: round(10 * sum(map(float, rows))) for name, rows in rate.items()} == {
+        **dict.fromkeys(classes[:3], 3),
+        **dict.fromkeys(["x" * 23 + "…", *"abc"], 2),
+        "all others": 6,
+    }
+    assert await table.nth(2).locator("th, td").all_text_contents() == ["constructor", "3", "1", *["1.000"] * 3]
+    assert (await table.last.locator("th, td").all_text_contents())[:2] == ["__proto__", "2"]
+    await visit.take_picture("names")
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light")])
 async def test_page_fits_and_breaks_no_rule_of_accessibility(
     live: Server, visit: Visit, connection: asyncpg.Connection, width: int, scheme: Any
