@@ -147,7 +147,7 @@ export function drawRate(counts, classes) {
     const [start, end] = [Date.parse(bucket.since), Date.parse(bucket.until)];
     return { ...bucket, at: (start + end) / 2, minutes: (end - start) / 60e3 };
   });
-  const complete = buckets.filter((bucket) => bucket.minutes >= 1 / 6); // a shorter one says too little
+  const complete = buckets.filter((bucket) => bucket.minutes >= 1 / 2); // rows come late, or after the result
   const datasets = groupClasses(complete, classes).map(([group, names], at) =>
     makeLine(
       formatName(group),
