@@ -48,7 +48,8 @@ const STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720, 1440, 2880, 7200, 14
 // Ticks at round times of the reader's own clock.
 function makeTimeAxis(since, until) {
   const period = until - since;
-  const step = STEPS.find((length) => period / length <= 7) ?? period / 6;
+  const most = Math.min(7, innerWidth / 130); // on a phone there is no room for more
+  const step = STEPS.find((length) => period / length <= most) ?? period / 2;
   const offset = new Date(until).getTimezoneOffset() * 60e3;
   const first = Math.ceil((since - offset) / step) * step + offset;
   const count = Math.max(0, Math.floor((until - first) / step) + 1);
@@ -75,10 +76,17 @@ function makeLine(label, points, more) {
 export function drawHistory(past, result) {
   const since = Date.parse(result.since);
   const until = Math.max(Date.parse(result.until), past.at(-1)?.at ?? 0); // the job may have run meanwhile
-  const rows = withGaps(past.filter((row) => row.at >= since));
+  const known = past.filter((row) => row.at >= since);
+  const rows = withGaps(known);
   const series = (name) => rows.map((row) => ({ x: row.at, y: row[name] }));
   const band = { borderWidth: 0, pointStyle: "rect", backgroundColor: colour("band") };
-  const dots = rows.length < 5 ? { pointRadius: 3, pointStyle: "circle", clip: 5 } : {};
+  const isKnown = (row) => Number.isFinite(row?.f1);
+  const isDot = ({ dataIndex: at }) => at === rows.length - 1 || !(isKnown(rows[at - 1]) || isKnown(rows[at + 1]));
+  const dots = {
+    pointRadius: (point) => (isDot(point) ? 3 : 0), // the newest, and what no line leads to
+    pointStyle: (point) => (isDot(point) ? "circle" : "line"),
+    clip: 5,
+  };
   const datasets = [
     makeLine("upper bound", series("f1_upper"), band),
     makeLine("bounds (95 %)", series("f1_lower"), { ...band, fill: "-1", word: "lower bound" }),
@@ -90,9 +98,12 @@ export function drawHistory(past, result) {
     datasets.push(makeLine("objective", ends, { borderColor: colour("bad"), borderDash: [8, 3] }));
   }
   const words = `F1 is ${formatShare(result.f1)}, between ${formatShare(result.f1_lower)} and ${formatShare(result.f1_upper)}`;
-  draw("history", `${words}; ${rows.length} past results are shown, the table has them`, "line", { datasets }, () => ({
+  draw("history", `${words}; ${known.length} past results are shown, the table has the newest`, "line", { datasets }, () => ({
     interaction: INTERACTION,
-    scales: { x: makeTimeAxis(since, until), y: makeAxis({ max: 1, grace: "5%", ticks: { callback: formatTick } }) },
+    scales: {
+      x: makeTimeAxis(since, until),
+      y: makeAxis({ max: 1, suggestedMin: Math.max(0, (result.objective ?? 1) - 0.05), ticks: { callback: formatTick } }),
+    },
     plugins: makePlugins(
       {
         title: ([item]) => (item ? formatTime(item.parsed.x, until - since) : ""),
@@ -101,7 +112,7 @@ export function drawHistory(past, result) {
       "upper bound",
     ),
   }));
-  fillHistoryTable(rows, until - since);
+  fillHistoryTable(known, until - since);
 }
 
 function formatTick(value) {
@@ -109,21 +120,24 @@ function formatTick(value) {
 }
 
 // Past results with an empty one wherever some are missing, so that no line leads over a time that nobody knows of.
+// The job leaves one a minute, or one a run if it runs less often; of those older than a day one an hour is kept.
 function withGaps(rows) {
+  const dayAgo = (rows.at(-1)?.at ?? 0) - 86400e3;
+  const steps = rows.slice(1).map((row, at) => row.at - rows[at].at).sort((a, b) => a - b);
+  const usual = steps[Math.floor(steps.length / 2)];
   return rows.flatMap((row, at) => {
     const before = rows[at - 1];
-    const limit = Date.now() - row.at < 86400e3 ? 3 * 60e3 : 2.5 * 3600e3;
-    return before && row.at - before.at > limit ? [{ at: before.at + 1 }, row] : [row];
+    const step = before && before.at < dayAgo ? 3600e3 : 60e3;
+    return before && row.at - before.at > 2.5 * Math.max(step, usual) ? [{ at: before.at + 1 }, row] : [row];
   });
 }
 
 function fillHistoryTable(rows, period) {
-  const known = rows.filter((row) => row.state).reverse();
   fillTable(
     document.getElementById("history-table"),
     "F1 over time, newest first",
     ["time", "F1", "from", "to", "corrected", "labelled", "state"],
-    known.slice(0, 200).map((row) => [
+    rows.slice(-200).reverse().map((row) => [
       formatTime(row.at, period),
       ...[row.f1, row.f1_lower, row.f1_upper, row.corrected_f1].map(formatShare),
       formatCount(row.labelled),

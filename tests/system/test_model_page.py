@@ -200,6 +200,34 @@ async def test_choices_are_kept_in_the_address_and_texts_of_a_model_are_only_tex
     assert visit.complaints == []
 
 
+HISTORY = """
+INSERT INTO quality_history (minute, model_name, model_version, role, window_name, since, until, state, predictions,
+    labelled, f1)
+SELECT at, 'car-loan', '1', 'live', '24h', at - interval '1 day', at, 'ok', 100, 50, 0.5
+FROM generate_series($1::timestamptz - interval '20 hours', $1::timestamptz - interval '10 minutes', '10 minutes') at
+WHERE at NOT BETWEEN $1::timestamptz - interval '10 hours' AND $1::timestamptz - interval '8 hours'
+"""
+
+
+async def test_line_of_f1_is_broken_only_where_the_job_did_not_run(
+    live: Server, visit: Visit, connection: asyncpg.Connection
+) -> None:
+    await live.start()
+    await fill(connection)
+    await fetch_result(live, predictions=600)
+    await connection.execute(HISTORY, datetime.now(UTC).replace(second=0, microsecond=0))
+    page = visit.page
+
+    await page.goto(f"{live.url}/?window=24h")
+    await expect(page.locator("#history")).to_have_attribute("aria-label", re.compile("past results"), timeout=SECONDS)
+
+    line = (await read_chart(page, "history"))["F1"]
+    breaks = [at for at, value in enumerate(line) if isinstance(value, dict)]
+    assert len(breaks) == 1
+    assert line[: breaks[0]] == [0.5] * 60
+    await visit.take_picture("gap")
+
+
 async def test_every_class_is_counted_once_whatever_its_name(
     live: Server, visit: Visit, connection: asyncpg.Connection, tmp_path: Path
 ) -> None:
