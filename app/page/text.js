@@ -12,7 +12,7 @@ export const STATES = {
   ok: ["ok", ""],
 };
 
-// What the state, and if it is ok the bounds, say: [badge, sentence, colour].
+// What the state, and if it is ok the bounds, say: [badge, sentence, colour]. Sound numbers (ok) may be those of a bad model.
 export function judge(result) {
   const [badge, sentence] = STATES[result.state];
   if (result.state !== "ok") return [badge, sentence, "warn"];
@@ -20,9 +20,9 @@ export function judge(result) {
   if (f1 <= baseline) return [badge, "No better than always predicting one class.", "bad"];
   if (objective === null) return [badge, "", "good"];
   const goal = formatShare(objective);
-  if (upper < objective) return [badge, `Worse than the objective of ${goal}, and not by chance.`, "bad"];
-  if (lower >= objective) return [badge, `The objective of ${goal} is met, and not by chance.`, "good"];
-  return [badge, `The objective of ${goal} lies within the bounds: chance explains the difference.`, "warn"];
+  if (upper < objective) return ["objective missed", `Worse than the objective of ${goal}, and not by chance.`, "bad"];
+  if (lower >= objective) return ["objective met", `The objective of ${goal} is met, and not by chance.`, "good"];
+  return ["near the objective", `${goal} lies within the bounds: chance explains the difference.`, "warn"];
 }
 
 // A name where there is no room for a long one.

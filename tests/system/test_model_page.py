@@ -103,7 +103,7 @@ async def test_page_shows_the_servers_numbers_and_asks_nobody_else(
 
     await expect(page.locator("#f1")).to_have_text(f"{result['f1']:.3f}", timeout=SECONDS)
     await expect(page.locator("#bounds")).to_contain_text(f"{result['f1_lower']:.3f} and {result['f1_upper']:.3f}")
-    await expect(page.locator("#state")).to_have_text("ok")
+    await expect(page.locator("#state")).to_have_text("objective met")
     await expect(page.locator("#verdict")).to_have_text(f"The objective of {OBJECTIVE:.3f} is met, and not by chance.")
     await expect(page.locator("#server")).to_have_text("Server ok")
     numbers = await read_list(page, "numbers")
@@ -145,6 +145,7 @@ async def test_page_follows_what_happens(live: Server, visit: Visit, connection:
     result = await fetch_result(live, predictions=600)
 
     await expect(page.locator("#f1")).to_have_text(f"{result['f1']:.3f}", timeout=SECONDS)
+    await expect(page.locator("#state")).to_have_text("objective missed")
     await expect(page.locator("#state")).to_have_class(re.compile("bad"))
     assert visit.complaints == []
 
