@@ -21,39 +21,40 @@ let lastAnswer = null; // when the server last answered
 
 async function ask(path, parameters = {}) {
   const query = new URLSearchParams(parameters).toString();
-  const answer = await fetch(query ? `${path}?${query}` : path, { signal: AbortSignal.timeout(PATIENCE_SECONDS * 1000) });
+  const signal = AbortSignal.timeout(PATIENCE_SECONDS * 1000);
+  const answer = await fetch(query ? `${path}?${query}` : path, { signal }).catch((error) => {
+    throw new Error(`${path}: ${error.message}`);
+  });
   if (!answer.ok) throw new Error(`${path} is answered ${answer.status}`);
   return answer.headers.get("content-type").startsWith("application/json") ? answer.json() : answer.text();
 }
 
-// One look at the server: what is chosen now, drawn.
+// One look at the server: what it says at once is drawn; returns the result that is chosen and the version behind it.
 async function look() {
   const [models, quality, health, metrics] = await Promise.all(["models", "quality", "health", "metrics"].map((path) => ask(path)));
   drawHealth(health);
   drawLog(metrics);
   const result = choose(models, quality.results);
   const served = models.models.find((model) => model.name === result?.model && model.version === result?.model_version);
-  if (!result) {
-    drawNothing("No quality numbers yet: the quality job has not run since this server started.");
-    return;
-  }
-  drawSummary(result, served);
-  await drawDetails(result, served);
+  if (result) drawSummary(result, served);
+  else drawNothing();
+  return { result, served };
 }
 
-// Fill the three selects and return the result that they name.
+// Fill the three selects and return the result that they name. What the reader has chosen stays chosen when it is gone:
+// the numbers of another version in its place would be taken for its own.
 function choose(models, results) {
-  const names = [...new Set([...models.models.map((model) => model.name), ...results.map((result) => result.model)])].sort();
-  const model = names.includes(chosen.model) ? chosen.model : models.default_model;
-  const versions = [...new Set(results.filter((result) => result.model === model).map((result) => result.model_version))];
-  const standard = models.models.find((one) => one.name === model && one.default)?.version ?? versions.at(-1);
-  const version = versions.includes(chosen.version) ? chosen.version : standard;
+  const model = chosen.model || models.default_model;
+  const names = new Set([model, ...models.models.map((one) => one.name), ...results.map((result) => result.model)]);
+  const standard = models.models.find((one) => one.name === model && one.default)?.version;
+  const version = chosen.version || standard;
+  const known = results.filter((result) => result.model === model).map((result) => result.model_version);
+  const versions = [...new Set(chosen.version ? [...known, chosen.version] : known)];
   const found = results.filter((result) => result.model === model && result.model_version === version);
   const windows = found.map((result) => result.window);
   const window = windows.includes(chosen.window) ? chosen.window : windows[0];
-  fillSelect("model", names.map((name) => [name, name]), model);
-  const choices = [["", `${standard ?? "none"} (default)`], ...versions.map((name) => [name, name])];
-  fillSelect("version", choices, versions.includes(chosen.version) ? chosen.version : "");
+  fillSelect("model", [...names].sort().map((name) => [name, name]), model);
+  fillSelect("version", [["", `${standard ?? "none"} (default)`], ...versions.map((name) => [name, name])], chosen.version);
   fillSelect("window", windows.map((name) => [name, name]), window);
   return found.find((result) => result.window === window);
 }
@@ -68,11 +69,16 @@ function fillSelect(id, choices, value) {
   select.value = value;
 }
 
-function drawNothing(words) {
-  at("f1").textContent = "–";
+function drawNothing() {
+  at("summary-title").textContent = "F1";
+  at("f1").textContent = formatShare(null);
   at("bounds").textContent = "";
   show("state", "unknown", "badge warn");
-  at("verdict").textContent = words;
+  at("verdict").textContent =
+    "There are no quality numbers of this version: it is neither served nor used in any window, or the job has yet to run.";
+  at("numbers").replaceChildren();
+  at("about").textContent = "";
+  forgetDetails();
 }
 
 function drawSummary(result, served) {
@@ -83,7 +89,7 @@ function drawSummary(result, served) {
     result.f1 === null ? "" : `between ${formatShare(result.f1_lower)} and ${formatShare(result.f1_upper)} with 95 % confidence`;
   show("state", badge, `badge ${colour}`);
   at("verdict").textContent = verdict;
-  document.title = `${formatShare(result.f1)} ${result.model} – Scorekeeper`;
+  document.title = `${result.model} – Scorekeeper`; // without numbers: those of a hidden tab would be old
   fillList(at("numbers"), [
     ["Predictions", formatCount(result.predictions)],
     ["Labelled (coverage)", `${formatCount(result.labelled)} (${formatPercent(result.coverage)})`],
@@ -109,7 +115,8 @@ async function drawDetails(result, served) {
   const key = JSON.stringify([result.model, result.model_version, result.window]);
   if (shown.key === key && shown.computedAt === result.computed_at) return;
   const names = { model: result.model, version: result.model_version, window: result.window };
-  const past = shown.key === key ? shown.past : [];
+  if (shown.key !== key) forgetDetails();
+  const past = shown.past ?? [];
   const since = past.at(-1)?.minute ?? result.since;
   const [counts, { history }] = await Promise.all([ask("quality/counts", names), ask("quality/history", { ...names, since })]);
   const news = history.reverse().map((row) => ({ ...row, at: Date.parse(row.until) }));
@@ -122,7 +129,18 @@ async function drawDetails(result, served) {
     counts,
     classes: listClasses(result, served, counts),
   };
+  hideDetails(false);
   redraw();
+}
+
+// Charts and tables of another result are none of this one.
+function forgetDetails() {
+  shown = {};
+  hideDetails(true);
+}
+
+function hideDetails(hidden) {
+  for (const section of document.querySelectorAll("section.detail")) section.hidden = hidden;
 }
 
 // All classes of the version, as text; those that only the database knows at the end.
@@ -178,17 +196,21 @@ function show(id, text, style) {
 }
 
 async function poll() {
+  if (document.hidden) return;
+  let trouble = "";
   try {
-    if (!document.hidden) {
-      await look();
-      lastAnswer = Date.now();
-      at("unreachable").hidden = true;
-    }
+    const { result, served } = await look();
+    lastAnswer = Date.now();
+    if (result) trouble = await drawDetails(result, served).then(() => "", (error) => `No new charts and tables: ${error.message}.`);
   } catch (error) {
     const since = lastAnswer ? `what is shown is of ${formatMoment(lastAnswer)}` : "nothing is known yet";
-    at("unreachable").textContent = `The server does not answer as it should, ${since} (${error.message}).`;
-    at("unreachable").hidden = false;
+    trouble = `The server does not answer as it should, ${since} (${error.message}).`;
+    show("server", "Server unknown", "badge bad");
+    show("state", "unknown", "badge warn");
+    at("verdict").textContent = "";
   }
+  show("unreachable", trouble, "");
+  at("unreachable").hidden = !trouble;
 }
 
 let polling = Promise.resolve();

@@ -17,8 +17,8 @@ export function judge(result) {
   const [badge, sentence] = STATES[result.state];
   if (result.state !== "ok") return [badge, sentence, "warn"];
   const { f1, f1_lower: lower, f1_upper: upper, baseline_f1: baseline, objective } = result;
-  if (f1 <= baseline) return [badge, "No better than always predicting one class.", "bad"];
-  if (objective === null) return [badge, "", "good"];
+  if (f1 <= baseline) return ["poor", "No better than always predicting one class.", "bad"];
+  if (objective === null) return [badge, "No objective is set.", ""];
   const goal = formatShare(objective);
   if (upper < objective) return ["objective missed", `Worse than the objective of ${goal}, and not by chance.`, "bad"];
   if (lower >= objective) return ["objective met", `The objective of ${goal} is met, and not by chance.`, "good"];

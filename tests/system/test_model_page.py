@@ -163,6 +163,9 @@ async def test_page_says_so_when_the_server_is_gone_and_when_it_is_degraded(
     await live.kill()
     await expect(page.get_by_role("alert")).to_contain_text("The server does not answer", timeout=SECONDS)
     await expect(page.get_by_role("alert")).to_contain_text("what is shown is of")
+    await expect(page.locator("#server")).to_have_text("Server unknown")
+    await expect(page.locator("#state")).to_have_text("unknown")
+    await visit.take_picture("gone")
     write_model(tmp_path / "models", b"no model", "car-loan", "2")
     await live.start()
 
@@ -199,6 +202,49 @@ async def test_choices_are_kept_in_the_address_and_texts_of_a_model_are_only_tex
     await expect(page.locator("#classes-table tbody tr").first.locator("td").first).to_have_text("1", timeout=SECONDS)
     await expect(page.locator("main img")).to_have_count(0)
     assert visit.complaints == []
+
+
+async def test_another_versions_numbers_are_not_shown_for_those_that_are_not_there(
+    live: Server, visit: Visit, tmp_path: Path
+) -> None:
+    for version in ("1", "2"):
+        write_model(tmp_path / "models", build_echo(2), "car-loan", version)
+    live.environment["MODEL_DIR"] = str(tmp_path / "models")
+    await live.start()
+    page = visit.page
+    await page.goto(f"{live.url}/?version=1")
+    await expect(page.locator("#summary-title")).to_contain_text("version 1", timeout=SECONDS)
+
+    async with httpx2.AsyncClient(base_url=live.url) as client:
+        assert (await client.post("/models/car-loan/unload", json={"version": "1"})).status_code == 200
+
+    await expect(page.locator("#summary-title")).to_have_text("F1", timeout=SECONDS)
+    await expect(page.locator("#version option")).to_have_text(["2 (default)", "2", "1"])
+    await expect(page.locator("#version")).to_have_value("1")
+    await expect(page.locator("#numbers dt")).to_have_count(0)
+    await expect(page.locator("canvas").first).to_be_hidden()
+
+
+async def test_charts_of_another_window_are_not_shown_when_the_database_does_not_answer(
+    live: Server, visit: Visit, connection: asyncpg.Connection
+) -> None:
+    await live.start()
+    await fill(connection)
+    await fetch_result(live, predictions=600)
+    page = visit.page
+    await page.goto(live.url)
+    await expect(page.locator("#classes-table tbody tr")).to_have_count(2, timeout=SECONDS)
+
+    await connection.execute("ALTER TABLE quality_bucket RENAME TO away")
+    await page.locator("#window").select_option("24h")
+
+    await expect(page.get_by_role("alert")).to_contain_text("quality/counts is answered 503", timeout=SECONDS)
+    await expect(page.locator("#summary-title")).to_contain_text("last 24h")
+    await expect(page.locator("canvas").first).to_be_hidden()
+
+    await connection.execute("ALTER TABLE away RENAME TO quality_bucket")
+    await expect(page.locator("canvas").first).to_be_visible(timeout=SECONDS)
+    await expect(page.get_by_role("alert")).to_be_hidden()
 
 
 HISTORY = """
