@@ -69,12 +69,12 @@ def test_reading_is_quick_when_the_trees_are_large() -> None:
     values.floats.extend(np.zeros(2_000_000).tolist())
     node.attribute.append(helper.make_attribute("classlabels_int64s", [5, 6]))
     content = build_graph([node], [declare("p", None, 2)], [declare("x", None, 2)])
-    started = time.perf_counter()
+    started = time.thread_time()  # what it takes itself, whatever runs beside it
 
     classes = read_classes(content)
 
     assert classes == (5, 6)
-    assert time.perf_counter() - started < 0.5
+    assert time.thread_time() - started < 0.5
 
 
 @each_small_content

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-from collections.abc import Sized
 from pathlib import Path
 
 import asyncpg
@@ -25,7 +24,7 @@ async def test_sigterm_under_load_loses_no_answered_row(server: Server, database
     await server.start()
 
     async with load(server.url) as answers:
-        await wait_until(lambda: has_promised(answers.promised, 500))
+        await wait_for_promises(answers, 500)
         server.send_signal(signal.SIGTERM)
         status = await server.wait()
 
@@ -54,10 +53,10 @@ async def test_sigkill_under_load_loses_no_answered_row(server: Server, database
 
     async with load(server.url) as answers:
         for expected in (300, 600, 900):
-            await wait_until(lambda expected=expected: has_promised(answers.promised, expected))  # type: ignore[misc]
+            await wait_for_promises(answers, expected)
             await server.kill()
             await server.start()
-        await wait_until(lambda: has_promised(answers.promised, 1200))
+        await wait_for_promises(answers, 1200)
 
     await wait_until(lambda: has_lost_nothing(database_url, answers))
     assert "500" not in answers.seen
@@ -102,7 +101,7 @@ async def test_a_crash_of_postgresql_is_answered_503_at_level_database(open_path
             server.environment["DATABASE_URL"] = url
             await server.start()
             async with load(server.url) as answers:
-                await wait_until(lambda: has_promised(answers.promised, 200))
+                await wait_for_promises(answers, 200)
                 await kill_postgres(url)
                 await wait_until(lambda: has_seen(answers.seen, "503"), seconds=30)
                 not_ready = await server.is_ready()
@@ -222,8 +221,13 @@ async def has_lost_nothing(url: str, answers: Answers) -> bool:
     return await find_lost(url, answers) == []
 
 
-async def has_promised(promised: Sized, count: int) -> bool:
-    return len(promised) >= count
+async def wait_for_promises(answers: Answers, count: int) -> None:
+    """Wait until so many rows are answered; the server may have started beside other servers and their clients."""
+
+    async def has_promised() -> bool:
+        return len(answers.promised) >= count
+
+    await wait_until(has_promised, seconds=30, what=lambda: f"{count} rows are answered: {answers.seen}")
 
 
 async def has_seen(seen: dict[str, int], status: str) -> bool:
