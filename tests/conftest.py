@@ -27,9 +27,14 @@ OpenClient = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def postgres() -> AsyncIterator[str]:
-    """The DSN of a server that all tests share; its database `template` is at head."""
+    """The DSN of a server that all tests of this process share; its database `template` is at head.
+
+    It does not wait for the disk: no test takes the power from it, and each database that is dropped waits for all.
+    """
     with make_open_directory() as directory:
         async with run_embedded_server(directory, Path(POSTGRES_BIN) if POSTGRES_BIN else None) as url:
+            await execute(url, "ALTER SYSTEM SET fsync = off")
+            await execute(url, "SELECT pg_reload_conf()")
             await execute(url, "CREATE DATABASE template")
             await upgrade_schema(with_database(url, "template"))
             yield url
@@ -45,7 +50,7 @@ def open_path() -> Iterator[Path]:
 @pytest.fixture
 async def database_url(postgres: str) -> AsyncIterator[str]:
     """The DSN of a database of one's own, at head and empty."""
-    async for url in _copy_database(postgres, "TEMPLATE template"):
+    async for url in _copy_database(postgres, "TEMPLATE template STRATEGY file_copy"):
         yield url
 
 
