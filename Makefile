@@ -7,6 +7,9 @@ ROWS ?= 2000
 BIN = $(VENV)/bin
 # Debian's PostgreSQL 15, the oldest supported version, for test-system, which also needs what .ci/run installs.
 POSTGRES_15 ?= /usr/lib/postgresql/15/bin
+# The tests in two processes, each with a PostgreSQL of its own, in one where there is one core. Two on more cores too:
+# some tests measure time, and that they hold beside one other is what is tried. `make test WORKERS=`: in one process.
+WORKERS ?= --numprocesses logical --maxprocesses 2 --dist worksteal
 
 .PHONY: run demo replay test test-system compose-test faults check format dashboards
 
@@ -22,13 +25,13 @@ replay: $(VENV)/run-installed
 
 test: $(VENV)/test-installed
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest tests --ignore=tests/system --ignore=tests/faults
+	$(BIN)/coverage run -m pytest $(WORKERS) tests --ignore=tests/system --ignore=tests/faults
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 
 test-system: $(VENV)/test-installed
 	$(BIN)/pytest tests/system
-	TEST_POSTGRES_BIN=$(POSTGRES_15) $(BIN)/pytest tests --ignore=tests/system --ignore=tests/faults
+	TEST_POSTGRES_BIN=$(POSTGRES_15) $(BIN)/pytest $(WORKERS) tests --ignore=tests/system --ignore=tests/faults
 	$(BIN)/pytest tests/faults
 
 # The stack of compose.yaml for real, with the images that the Docker engine has or can get.
