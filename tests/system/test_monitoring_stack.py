@@ -54,6 +54,7 @@ async def stack(postgres: str) -> AsyncIterator[Stack]:
                 fired_early = await monitoring.ask_now('ALERTS{alertstate="firing", area="quality"}')
                 await replay(server, GOOD_ROWS, BAD_ROWS, *make_wrong_labels(directory))
                 await wait_until(lambda: receiver.heard("/pages", "ModelF1UnderObjective"), seconds=30)
+                await wait_until(lambda: has_labels(monitoring, GOOD_ROWS + BAD_ROWS))  # the page comes before the last
                 yield Stack(server, monitoring, receiver, started, fired_early)
         finally:
             await server.kill()
