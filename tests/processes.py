@@ -78,6 +78,27 @@ class Server:
             await self.wait()
 
 
+async def start_app(*arguments: str, environment: Mapping[str, str] | None = None) -> asyncio.subprocess.Process:
+    """Start `python -m app` with these arguments; its output, errors included, is to be read from its stdout."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "app", *arguments),
+        cwd=ROOT,
+        env={**os.environ, **(environment or {})},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        # Whoever runs the tests in the background of a shell has them, and what they start, ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # the child has one thread
+    )
+
+
+async def run_app(*arguments: str, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """Run `python -m app` to its end; return its status and output."""
+    process = await start_app(*arguments, environment=environment)
+    output, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode()
+
+
 async def wait_until(
     condition: Callable[[], Awaitable[T | None]],
     *,

@@ -1,9 +1,7 @@
 """`python -m app export`: what is in the file, and that it tells what GET /quality tells."""
 
-import asyncio
 import csv
 import io
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,9 +19,8 @@ from app.exchange.export import Export, ExportError, ExportFormat, open_output, 
 from app.prediction_log.queries import register_version
 from app.quality.export_queries import ExportFilter
 from app.quality.labels import take_labels
-from tests.processes import ROOT, Server
+from tests.processes import Server, run_app
 from tests.records import make_label, make_record, register_demo, store
-from tests.test_replay import run_replay
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
@@ -50,17 +47,13 @@ async def test_f1_of_the_exported_rows_is_that_of_quality(
     server: Server, tmp_path: Path, file_format: ExportFormat
 ) -> None:
     await server.start()
-    await run_replay("--url", server.url, "--rows", "300", "--rate", "400", "--label-delay", "0.2")
+    await run_app("replay", "--url", server.url, "--rows", "300", "--rate", "400", "--label-delay", "0.2")
     since, until = datetime.now(UTC) - timedelta(hours=1), datetime.now(UTC)
     output = tmp_path / f"rows.{file_format}"
 
-    exported = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "app", "export", "--output", str(output)),
-        *("--since", since.isoformat(), "--until", until.isoformat()),
-        cwd=ROOT,
-        env=server.environment,
-    )
-    assert await exported.wait() == 0
+    limits = ("--since", since.isoformat(), "--until", until.isoformat())
+    status, said = await run_app("export", "--output", str(output), *limits, environment=server.environment)
+    assert status == 0, said
 
     rows: Sequence[Mapping[str, object]]
     rows = read_csv(output) if file_format == "csv" else pq.read_table(output).to_pylist()
@@ -190,15 +183,10 @@ async def test_exported_labels_are_unchanged_when_they_are_imported(
     await take_labels(connection, [make_label(each.prediction_id, "0", NOON) for each in records])
     await export(database_url, tmp_path / "rows.csv")
 
-    imported = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "app", "labels", "import", str(tmp_path / "rows.csv"), "--url", server.url),
-        cwd=ROOT,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    output, _ = await imported.communicate()
+    status, output = await run_app("labels", "import", str(tmp_path / "rows.csv"), "--url", server.url)
 
-    assert imported.returncode == 0
-    assert "│ unchanged │    3 │" in output.decode()
+    assert status == 0
+    assert "│ unchanged │    3 │" in output
     assert await connection.fetchval("SELECT count(*) FROM prediction_label_history") == 3
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import io
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,7 +18,7 @@ from app.exchange.label_files import Columns
 from app.exchange.label_import import LabelImport, LabelImportError, run_import
 from app.prediction_log.record import Record
 from tests.conftest import execute
-from tests.processes import ROOT, Server, wait_until
+from tests.processes import ROOT, Server, run_app, start_app, wait_until
 from tests.records import make_record, store
 
 BATCH_ROWS = 4
@@ -81,22 +80,6 @@ def read_table(output: io.StringIO | str) -> dict[str, int]:
     return {name: int(count.replace(",", "")) for name, count in cells}
 
 
-async def run_command(*arguments: str) -> tuple[int, str]:
-    process = await start_command(*arguments)
-    output, _ = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, output.decode()
-
-
-async def start_command(*arguments: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "app", "labels", "import", *arguments),
-        cwd=ROOT,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-
-
 async def test_import_reports_counts_that_add_up(
     server: Server, records: Sequence[Record], tmp_path: Path, connection: asyncpg.Connection
 ) -> None:
@@ -107,7 +90,9 @@ async def test_import_reports_counts_that_add_up(
         + "order-0,1\norder-6,2\nnobody,1\norder-7,\n"
     )
 
-    status, output = await run_command(
+    status, output = await run_app(
+        "labels",
+        "import",
         *(str(path), "--url", server.url, "--external-id-column", "key", "--label-column", "repaid"),
         *("--empty-label", "skip"),
     )
@@ -223,7 +208,7 @@ async def test_import_ends_as_if_uninterrupted_when_it_is_killed_again_and_again
         return msgspec.json.decode(state.read_bytes(), type=Checkpoint).rows if state.exists() else 0
 
     for _ in range(4):
-        process, before = await start_command(*arguments), count_done()
+        process, before = await start_app("labels", "import", *arguments), count_done()
 
         async def has_moved(before: int = before) -> bool:
             return count_done() > before + 150
@@ -232,7 +217,7 @@ async def test_import_ends_as_if_uninterrupted_when_it_is_killed_again_and_again
         process.kill()
         await process.communicate()
     killed_at = count_done()
-    status, output = await run_command(*arguments)
+    status, output = await run_app("labels", "import", *arguments)
 
     assert 600 <= killed_at < len(rows)
     assert status == 0
@@ -256,7 +241,7 @@ async def test_import_waits_for_a_database_that_is_away(
     async def is_refused() -> bool:
         return b"PostgreSQL did not serve a request" in server.log
 
-    importing = asyncio.create_task(run_command(str(path), "--url", server.url))
+    importing = asyncio.create_task(run_app("labels", "import", str(path), "--url", server.url))
     await wait_until(is_refused, what=server.log.decode)
     await execute(postgres, f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true")
     status, output = await importing
@@ -279,7 +264,7 @@ async def test_import_names_the_batch_that_is_too_large_for_the_server(
 async def test_import_without_a_server_says_so(tmp_path: Path) -> None:
     path = write_labels(tmp_path / "labels.csv", [])
 
-    status, output = await run_command(str(path), "--url", "http://127.0.0.1:9")
+    status, output = await run_app("labels", "import", str(path), "--url", "http://127.0.0.1:9")
 
     assert status == 1
     assert output.startswith("error: no Scorekeeper answers at http://127.0.0.1:9")
@@ -287,7 +272,7 @@ async def test_import_without_a_server_says_so(tmp_path: Path) -> None:
 
 
 async def test_import_of_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:
-    status, output = await run_command(str(tmp_path / "nothing.csv"))
+    status, output = await run_app("labels", "import", str(tmp_path / "nothing.csv"))
 
     assert status == 1
     assert "nothing.csv cannot be read" in output

@@ -1,6 +1,5 @@
 import asyncio
 import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,25 +8,15 @@ import httpx2
 import pytest
 
 from app.replay.sending import is_labelled
-from tests.processes import ROOT, Server, wait_until
-
-
-async def run_replay(*arguments: str) -> tuple[int, str]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "app", "replay", *arguments),
-        cwd=ROOT,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output, _ = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, output.decode()
+from tests.processes import Server, run_app, start_app, wait_until
 
 
 async def test_replay_ends_with_equal_f1_values(server: Server) -> None:
     await server.start()
 
-    status, output = await run_replay("--url", server.url, "--rows", "400", "--rate", "400", "--label-delay", "0.2")
+    status, output = await run_app(
+        "replay", "--url", server.url, "--rows", "400", "--rate", "400", "--label-delay", "0.2"
+    )
 
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if "│" in line]
     table = {row[0]: row[1:] for row in cells}
@@ -47,7 +36,8 @@ async def test_replay_with_labels_of_another_truth_ends_with_status_0_and_their_
     await server.start()
     (tmp_path / "labels.csv").write_text("id,repaid\n" + "".join(f"{50000 + row},0\n" for row in range(50)))
 
-    status, output = await run_replay(
+    status, output = await run_app(
+        "replay",
         *("--url", server.url, "--rows", "50", "--rate", "400", "--label-delay", "0"),
         *("--labels", str(tmp_path / "labels.csv")),
     )
@@ -57,7 +47,7 @@ async def test_replay_with_labels_of_another_truth_ends_with_status_0_and_their_
 
 
 async def test_replay_without_a_server_says_so() -> None:
-    status, output = await run_replay("--url", "http://127.0.0.1:9", "--rows", "1")
+    status, output = await run_app("replay", "--url", "http://127.0.0.1:9", "--rows", "1")
 
     assert status == 1
     assert output.startswith("error: no Scorekeeper answers at http://127.0.0.1:9")
@@ -65,14 +55,14 @@ async def test_replay_without_a_server_says_so() -> None:
 
 
 async def test_replay_with_a_file_that_is_not_there_says_so() -> None:
-    status, output = await run_replay("--data", "/nowhere.csv")
+    status, output = await run_app("replay", "--data", "/nowhere.csv")
 
     assert status == 1
     assert "error: /nowhere.csv cannot be read" in output
 
 
 async def test_replay_with_a_wrong_argument_names_what_is_allowed() -> None:
-    status, output = await run_replay("--rows", "0")
+    status, output = await run_app("replay", "--rows", "0")
 
     assert status == 2
     assert "argument --rows: invalid int (at least 1) value: '0'" in output
@@ -81,8 +71,8 @@ async def test_replay_with_a_wrong_argument_names_what_is_allowed() -> None:
 async def test_replay_withholds_labels_and_compares_the_others(server: Server) -> None:
     await server.start()
 
-    status, output = await run_replay(
-        *("--url", server.url, "--rows", "200", "--rate", "400", "--label-delay", "0", "--label-share", "0.7")
+    status, output = await run_app(
+        "replay", *("--url", server.url, "--rows", "200", "--rate", "400", "--label-delay", "0", "--label-share", "0.7")
     )
 
     assert status == 0, output
@@ -117,12 +107,7 @@ async def test_endless_replay_begins_again_and_outlives_a_restart_of_the_server(
 
 @asynccontextmanager
 async def started_replay(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "app", "replay", *arguments),
-        cwd=ROOT,
-        # Whoever runs the tests in the background of a shell has them, and what they start, ignore SIGINT.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # the child has one thread
-    )
+    process = await start_app("replay", *arguments)
     try:
         yield process
     finally:

@@ -1,11 +1,8 @@
 """`python -m app spool`, and what docs/operations.md says of the log."""
 
-import asyncio
 import io
-import os
 import re
 import signal
-import sys
 from collections.abc import AsyncIterator, Sequence, Sized
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,7 +19,7 @@ from app.prediction_log.record import Record, encode_records
 from app.prediction_log.segment import HEADER_BYTES, encode_frame
 from app.spool_commands import SpoolCommandError, drain_spool, show_spool, verify_spool
 from tests.load import find_lost, load
-from tests.processes import ROOT, Server, find_free_port, wait_until
+from tests.processes import ROOT, Server, find_free_port, run_app, start_app, wait_until
 from tests.records import count_rows, make_record
 
 
@@ -164,7 +161,9 @@ async def test_drain_that_was_killed_is_resumed(
     directory: Path, database_url: str, connection: asyncpg.Connection
 ) -> None:
     await fill_spool(directory, *([make_record() for _ in range(1000)] for _ in range(30)))
-    process = await start_spool("drain", directory.parent, DATABASE_URL=database_url)
+    process = await start_app(
+        *("spool", "drain", "--data-dir", str(directory.parent)), environment={"DATABASE_URL": database_url}
+    )
     await wait_until(lambda: has_rows(connection))
     process.send_signal(signal.SIGKILL)
     await process.communicate()
@@ -276,21 +275,8 @@ def encode(records: Sequence[Record]) -> bytes:
     return b"".join(encode_frame(rows.payload, rows.count) for rows in encode_records(records))
 
 
-async def start_spool(action: str, data_dir: Path, **environment: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "app", "spool", action, "--data-dir", str(data_dir)),
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-
-
 async def run_spool(action: str, data_dir: Path, **environment: str) -> tuple[int, str]:
-    process = await start_spool(action, data_dir, **environment)
-    output, _ = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, output.decode()
+    return await run_app("spool", action, "--data-dir", str(data_dir), environment=environment)
 
 
 def read_table(output: io.StringIO) -> dict[str, str]:
