@@ -1,7 +1,8 @@
 """Ten minutes at half of capacity; nothing may grow without end: `python benchmarks/soak.py --rate 13000`.
 
 Prints a line a minute. What is shipped stays in the spool for five minutes, to be offered again after a failover, so
-the spool grows for that long and then stays; everything else is level after the first minute.
+the spool grows for that long and then stays; everything else is level after the first minute. With --away PostgreSQL
+is not there: the spool grows until it is full, which must cost no memory, and then requests are refused.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from open_loop import run_paced
 from predict import OTHER_CORE, ROOT, database, serve
 
 PORT = 9301
+NOBODY = "postgresql://user:password@127.0.0.1:1/mlops"
 
 
 def sample(pid: int, spool: Path) -> str:
@@ -47,9 +49,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=13000)
     parser.add_argument("--minutes", type=int, default=10)
+    parser.add_argument("--away", action="store_true")
     options = parser.parse_args()
     with ExitStack() as stack:
-        url = stack.enter_context(database())
+        url = NOBODY if options.away else stack.enter_context(database())
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         pid = stack.enter_context(serve("app:main", PORT, {"DATABASE_URL": url, "DATA_DIR": str(work)}, ROOT))
         watcher = threading.Thread(target=watch, args=(pid, work / "spool", options.minutes))
