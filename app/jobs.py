@@ -2,14 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import get_args
 
 import asyncpg
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from prometheus_client import Counter
 
 from app import metrics
 from app.database.migrate import prepare_schema
@@ -107,17 +108,11 @@ class Jobs:
 
     async def refresh_quality(self) -> None:
         """Compute the results unless another replica does, and export what is stored, or was when it could be read."""
-        try:
+        with survive("the quality job failed", metrics.QUALITY_FAILURES):
             loaded = {(served.model.name, served.model.version) for served in self._repository.all()}
             await refresh_results(self._pool, self._settings.quality, loaded, self._settings.f1_interval / 2)
-        except Exception:
-            metrics.QUALITY_FAILURES.inc()
-            logger.exception("the quality job failed")
-        try:
+        with survive("the quality results could not be read, the last known ones stay", metrics.QUALITY_FAILURES):
             await self._read_results()
-        except Exception:
-            metrics.QUALITY_FAILURES.inc()
-            logger.exception("the quality results could not be read; the last known ones stay")
         export_results(self._scoreboard, self._settings.quality.objective)
 
     async def _read_results(self) -> None:
@@ -129,13 +124,9 @@ class Jobs:
 
     async def keep_partitions(self) -> None:
         """Make partitions ahead of the clock and drop old ones; the log makes a missing one itself."""
-        try:
+        with survive("partitions could not be made ahead, or old ones not dropped", metrics.PARTITION_FAILURES):
             made = await make_partitions_ahead(self._pool, timeout=5)
             dropped = await drop_old_partitions(self._pool, self._settings.retention_days, timeout=5)
-        except Exception:
-            metrics.PARTITION_FAILURES.inc()
-            logger.exception("partitions could not be made ahead, or old ones not dropped")
-        else:
             if made or dropped:
                 logger.info("made %d partitions, dropped %d", made, dropped)
 
@@ -150,6 +141,19 @@ class Jobs:
         else:
             if self._lifecycle.schema != "behind":
                 logger.info("the database is prepared")
+
+
+@contextmanager
+def survive(what: str, failures: Counter) -> Iterator[None]:
+    """Count a failure and go on: a line for what PostgreSQL says or is, which lasts as long as an outage does."""
+    try:
+        yield
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        failures.inc()
+        logger.warning("%s: %s: %s", what, type(error).__name__, error)
+    except Exception:
+        failures.inc()
+        logger.exception("%s", what)
 
 
 @asynccontextmanager

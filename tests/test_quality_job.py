@@ -26,7 +26,7 @@ from app.settings import F1Average, QualityWindow
 from app.state import Lifecycle, Scoreboard
 from tests.conftest import OpenClient
 from tests.exposition import read_samples
-from tests.processes import wait_until
+from tests.processes import find_free_port, wait_until
 from tests.records import count_rows, make_record, register_demo, store
 
 WINDOWS = (QualityWindow("1h", timedelta(hours=1)), QualityWindow("24h", timedelta(hours=24)))
@@ -324,3 +324,14 @@ async def test_job_says_by_how_many_rows_the_ledger_is_wrong(
         await jobs.refresh_quality()
 
     assert REGISTRY.get_sample_value("model_quality_ledger_mismatch_rows") == wrong_by
+
+
+async def test_outage_is_a_line_of_the_log_each_time(caplog: pytest.LogCaptureFixture) -> None:
+    before = count_failures()
+
+    async with open_jobs(f"postgresql://user:secret@127.0.0.1:{find_free_port()}/mlops") as jobs:
+        await jobs.refresh_quality()
+
+    assert count_failures() == before + 2
+    assert [(record.levelname, record.exc_info) for record in caplog.records] == [("WARNING", None)] * 2
+    assert all("ConnectionRefusedError" in message and "secret" not in message for message in caplog.messages)
