@@ -19,7 +19,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from app import metrics
 from app.database.pool import open_pool
-from app.jobs import Jobs, JobSettings
+from app.jobs import Jobs, JobSettings, survive
 from app.quality.scoring import QualitySettings
 from app.serving.repository import ModelRepository
 from app.settings import F1Average, QualityWindow
@@ -324,6 +324,18 @@ async def test_job_says_by_how_many_rows_the_ledger_is_wrong(
         await jobs.refresh_quality()
 
     assert REGISTRY.get_sample_value("model_quality_ledger_mismatch_rows") == wrong_by
+
+
+def test_bug_in_a_job_is_counted_and_told_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    before = count_failures()
+
+    with survive("a job failed", metrics.QUALITY_FAILURES):
+        raise ZeroDivisionError
+
+    assert count_failures() == before + 1
+    [record] = caplog.records
+    assert (record.levelname, record.getMessage()) == ("ERROR", "a job failed")
+    assert record.exc_info is not None
 
 
 async def test_outage_is_a_line_of_the_log_each_time(caplog: pytest.LogCaptureFixture) -> None:

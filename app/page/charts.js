@@ -169,8 +169,8 @@ export function drawRate(counts, classes) {
       { ...paint(colour(`class-${at}`)), fill: at ? "-1" : "origin" },
     ),
   );
-  const total = complete.reduce((sum, bucket) => sum + bucket.predictions, 0);
-  const words = `${formatCount(total)} predictions in the window, by class and time; the table has them`;
+  const total = sum(buckets.map((bucket) => bucket.predictions));
+  const words = `${formatCount(total)} predictions in the window, by class and time; the table has them by time`;
   draw("rate", words, "line", { datasets }, () => ({
     interaction: INTERACTION,
     scales: {

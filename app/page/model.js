@@ -96,7 +96,7 @@ function drawSummary(result, served) {
     ["Labels come after", formatDuration(result.label_delay_seconds), "On average, from the prediction"],
     ["One class always", formatShare(result.baseline_f1), "The F1 of a model that looks at nothing"],
     ["Corrected F1", formatShare(result.corrected_f1), "Every label stands for all predictions like its own"],
-    ...(served?.training_f1 ? [["F1 in training", formatShare(served.training_f1), "Said by the model's file"]] : []),
+    ...(Number.isFinite(served?.training_f1) ? [["F1 in training", formatShare(served.training_f1), "Said by the model's file"]] : []),
     ["Precision", formatShare(result.precision)],
     ["Recall", formatShare(result.recall)],
     ["Accuracy", formatShare(result.accuracy)],
