@@ -1,19 +1,19 @@
 """Scorekeeper: serve ONNX classifiers, keep every prediction, know how good the model is.
 
-A map of the house, along the way of a prediction:
+A map of the house; imports point down. `docs/architecture.md` has every file.
 
-asgi            what is opened in which order, which path leads where
-api/            HTTP in and out; `api/predict.py` and `api/labels.py` read as the lists of steps that they are;
-                `api/operations.py` is the table of what each route takes and answers, page/ what / and /docs show
-serving/        features -> scores: model files (loading), the repository of served versions, reloading, pins, batching
-prediction_log/ scores -> durable rows: record, journal (the spool), shipper, or committer; partitions, pages
-quality/        labels -> numbers: taking labels, counting, F1 with bounds and its kin (`measures` has them all)
-jobs            what runs in the background and when
-database/       pool, migration on start, the embedded server
-server, protocol  uvicorn with our deadlines and limits; direct: /predict without ASGI
-exchange/       files: labels in, to a running server; labelled rows out, from PostgreSQL
-cli, model_commands, replay, spool_commands, quality_commands: the commands
-metrics, logs, tasks, settings, errors, state: what their names say
+asgi, commands/   what is opened in which order, which path leads where; the commands of `scorekeeper`
+server/           uvicorn for production: deadlines and limits for connections, and the short way of POST /predict
+open_inference/, openapi/, jobs, replay/, exchange/
+                  /v2; the document of all routes; what runs when; recorded rows through a server; files in and out
+api/              one module per resource; `api/predict.py` and `api/labels.py` read as the lists of steps that they are
+web/, state       what every handler shares, and what the lifespan hands to it
+serving/          features -> scores: model files, the repository of served versions, reloading, batching
+prediction_log/   scores -> durable rows: records, what a 200 waits for, shipping, partitions
+quality/          labels -> numbers: taking labels, the ledger, refreshing the results
+spool/, measures/, database/
+                  rows on local disk; pure arithmetic; connections, migration on start, the embedded server
+metrics, logs, tasks, settings, errors
 """
 
 from app.asgi import main

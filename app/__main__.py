@@ -1,6 +1,6 @@
 """`python -m app COMMAND`."""
 
-from app.cli import run
+from app.commands.parser import run
 
 if __name__ == "__main__":
     run()

@@ -15,27 +15,17 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from app.api import (
-    labels,
-    model_admin,
-    models,
-    open_inference_models,
-    openapi,
-    ops,
-    pages,
-    predict,
-    predictions,
-    quality,
-)
-from app.api.answer import make_batcher
-from app.api.middleware import RequestMiddleware
-from app.api.problem import render_error, render_http_exception
+from app.api import health as ops
+from app.api import labels, model_admin, models, pages, predict, predictions, quality
+from app.api.predict_batch import make_batcher
 from app.database.pool import DatabaseUnreachableError, open_database_url, open_pool
 from app.errors import ScorekeeperError, StartupError
 from app.jobs import STALE_INTERVALS, Jobs, JobSettings, open_scheduler
 from app.logs import configure_logging
+from app.open_inference import routes as open_inference_models
+from app.openapi import document as openapi
 from app.prediction_log.log import open_log
-from app.quality.scoring import QualitySettings
+from app.quality.refresh import QualitySettings
 from app.serving.batching import open_executor
 from app.serving.loading import load_models
 from app.serving.pins import read_pins
@@ -44,6 +34,8 @@ from app.serving.repository import ModelRepository
 from app.settings import Durability, Settings
 from app.state import Lifecycle, Scoreboard, State
 from app.tasks import stop_server
+from app.web.problem import render_error, render_http_exception
+from app.web.requests import RequestMiddleware
 
 logger = logging.getLogger(__name__)
 

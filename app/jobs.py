@@ -16,11 +16,11 @@ from app import metrics
 from app.database.migrate import prepare_schema
 from app.database.pool import ConnectionFailure, borrow_connection, check_server, describe_connection_error
 from app.errors import StartupError, UnavailableError
+from app.measures.measure import QualityState
 from app.prediction_log.partitions import drop_old_partitions, make_partitions_ahead
 from app.prediction_log.queries import register_version
-from app.quality.measures import QualityState
 from app.quality.queries import fetch_results, read_check
-from app.quality.scoring import QualitySettings, refresh_results
+from app.quality.refresh import QualitySettings, refresh_results
 from app.serving.model import Model
 from app.serving.reloading import Reloader
 from app.serving.repository import ModelRepository

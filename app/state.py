@@ -11,7 +11,7 @@ from starlette.types import Scope
 from app.database.migrate import SchemaState
 from app.prediction_log.log import PredictionLog
 from app.quality.queries import QualityResult
-from app.quality.scoring import QualitySettings
+from app.quality.refresh import QualitySettings
 from app.serving.reloading import Reloader
 from app.serving.repository import ModelRepository
 from app.settings import Durability

@@ -18,13 +18,13 @@ import asyncpg
 from predict import database
 
 from app.database.migrate import upgrade_schema
+from app.measures.buckets import window_start
 from app.prediction_log.queries import make_partitions, register_version
 from app.quality import queries
 from app.quality.labels import sweep_pending
 from app.quality.ledger import fold_ledger, rebuild_day, sum_windows
 from app.quality.ledger_queries import count_period, list_stored_days
-from app.quality.scoring import QualitySettings, score_windows
-from app.quality.spans import window_start
+from app.quality.refresh import QualitySettings, score_windows
 from app.settings import QualityWindow
 
 WINDOWS = tuple(QualityWindow(f"{hours}h", timedelta(hours=hours)) for hours in (1, 24, 168))

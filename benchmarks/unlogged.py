@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from app.cli import run
+from app.commands.parser import run
 from app.prediction_log.log import PredictionLog
 from app.prediction_log.record import Rows
 

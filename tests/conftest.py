@@ -17,7 +17,7 @@ from asgi_lifespan import LifespanManager
 from app import main
 from app.database.embedded import run_embedded_server
 from app.database.migrate import upgrade_schema
-from tests.processes import Server
+from tests.support.processes import Server
 
 POSTGRES_BIN = os.environ.get("TEST_POSTGRES_BIN")
 """Directory of another PostgreSQL's programs, to run every test on it; unset: the wheel's."""

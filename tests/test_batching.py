@@ -23,8 +23,8 @@ from app.serving.batching import (
 )
 from app.serving.model import Model, Scores
 from app.serving.probabilities import Float32
-from tests.batchers import ScoringBatcher
-from tests.onnx_models import build_echo, build_fragile, build_slow
+from tests.support.batchers import ScoringBatcher
+from tests.support.onnx_models import build_echo, build_fragile, build_slow
 
 LABELS = {"model": "metered", "model_version": "1"}
 INLINE, IN_THREAD = 0.0, 1.0

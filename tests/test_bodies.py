@@ -8,10 +8,10 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from tests.answers import BY_NAME, count_written, predict, read_problem
 from tests.conftest import OpenClient
-from tests.onnx_files import write_squares
-from tests.refusing import Refusing, open_refusing, shared_loop
+from tests.support.answers import BY_NAME, count_written, predict, read_problem
+from tests.support.onnx_files import write_squares
+from tests.support.refusing import Refusing, open_refusing, shared_loop
 
 NESTED = b"[" * 100_000
 DIGITS = b"9" * 5_000

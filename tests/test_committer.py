@@ -15,8 +15,8 @@ from app.prediction_log.inserter import Inserter
 from app.prediction_log.partitions import make_partitions_ahead
 from app.prediction_log.record import Rows, encode_records, make_prediction_ids, read_id_time
 from app.tasks import own_task
-from tests.processes import wait_until
-from tests.records import make_record
+from tests.support.processes import wait_until
+from tests.support.records import make_record
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import yaml
 
 from app import asgi, jobs
 from app.asgi import ROUTES
-from app.cli import parse_arguments
+from app.commands.parser import parse_arguments
 from app.database import pool
 from app.prediction_log import log
-from app.protocol import Limits
+from app.server.connection import Limits
 from app.settings import Settings
 from tests.test_settings import Recorder
 

@@ -5,8 +5,8 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
-from app.quality.measures import Measures, measure
-from tests.cells import count_cells
+from app.measures.measure import Measures, measure
+from tests.support.cells import count_cells
 
 ROWS = 20_000
 

@@ -11,8 +11,8 @@ import yaml
 from jsonschema import Draft7Validator
 
 from grafana.build import BUILDERS, encode
-from tests.dashboards import DASHBOARDS, PanelQuery, fill_in, list_panels, list_queries, read_dashboard
-from tests.processes import ROOT
+from tests.support.dashboards import DASHBOARDS, PanelQuery, fill_in, list_panels, list_queries, read_dashboard
+from tests.support.processes import ROOT
 from tests.test_monitoring import find_unknown
 
 PREDICTIONS = ROOT / "grafana" / "dashboards" / "ml-predictions.json"

@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx2
 import yaml
 
-from app.cli import parse_arguments
-from tests.processes import ROOT, find_free_port, wait_until
+from app.commands.parser import parse_arguments
+from tests.support.processes import ROOT, find_free_port, wait_until
 from tests.test_compose import SERVICES
 
 DEMO = runpy.run_path(str(ROOT / "demo" / "run.py"))

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from uvicorn.server import ServerState
 
-from app.direct import DirectCycle
-from app.protocol import GuardedConfig, GuardedProtocol, Limits
+from app.server.connection import GuardedConfig, GuardedProtocol, Limits
+from app.server.direct import DirectCycle
 from tests.test_server import BODY, Answer, Process, connect, run_process
 
 JSON = b"Content-Type: application/json\r\n"

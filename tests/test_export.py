@@ -19,8 +19,8 @@ from app.exchange.export import Export, ExportError, ExportFormat, open_output, 
 from app.prediction_log.queries import register_version
 from app.quality.export_queries import ExportFilter
 from app.quality.labels import take_labels
-from tests.processes import Server, run_app
-from tests.records import make_label, make_record, register_demo, store
+from tests.support.processes import Server, run_app
+from tests.support.records import make_label, make_record, register_demo, store
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 

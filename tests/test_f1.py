@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from app.quality.f1 import Confusion, choose_average, compute_f1, confusion_matrix
+from app.measures.f1 import Confusion, choose_average, compute_f1, confusion_matrix
 from app.settings import F1Average
 
 Cells = dict[tuple[str, str], int]

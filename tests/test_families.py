@@ -11,9 +11,9 @@ import pytest_asyncio
 from sklearn.metrics import f1_score
 
 from app.serving.model import Model
-from tests.family_models import FAMILIES, Family, read_made
-from tests.onnx_models import write_model
-from tests.refusing import Refusing, open_refusing, shared_loop
+from tests.support.family_models import FAMILIES, Family, read_made
+from tests.support.onnx_models import write_model
+from tests.support.refusing import Refusing, open_refusing, shared_loop
 
 each_family = pytest.mark.parametrize("name", FAMILIES)
 

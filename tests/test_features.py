@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from app.api.body import Row
-from app.api.features import read_features
+from app.api.predict_rows import read_features
 from app.errors import InvalidRequestError
 from app.serving.features import ELEMENT_TYPES, TEXT_LIMIT, Feature, Value, make_arrays
 from app.serving.model import Model
 from app.serving.probabilities import compute_softmax
-from tests.family_models import LOGITS, SOFTMAX, make_mixture, make_network, make_pipeline
-from tests.onnx_models import add_metadata, build_graph, declare
+from app.web.body import Row
+from tests.support.family_models import LOGITS, SOFTMAX, make_mixture, make_network, make_pipeline
+from tests.support.onnx_models import add_metadata, build_graph, declare
 
 MIXTURE = make_mixture()
 PEOPLE = make_pipeline(zipmap=False)

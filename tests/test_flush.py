@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.prediction_log import flush as flush_module
-from app.prediction_log.flush import Flusher, KernelFlusher, ThreadFlusher, explain_result, make_directory, open_flusher
+from app.spool import disk as flush_module
+from app.spool.disk import Flusher, KernelFlusher, ThreadFlusher, explain_result, make_directory, open_flusher
 
 BOTH = pytest.mark.parametrize("make", [KernelFlusher, ThreadFlusher])
 MakeFlusher = Callable[[asyncio.AbstractEventLoop], Flusher]

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.answers import BY_NAME, FEATURES, JSON_HEADERS, NDJSON_HEADERS, read_problem
 from tests.conftest import OpenClient
-from tests.family_models import make_mixture
-from tests.onnx_models import write_model
+from tests.support.answers import BY_NAME, FEATURES, JSON_HEADERS, NDJSON_HEADERS, read_problem
+from tests.support.family_models import make_mixture
+from tests.support.onnx_models import write_model
 
 moderate = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 """The application is opened once for all examples: none of them may change what the next one is answered."""

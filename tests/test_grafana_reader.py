@@ -14,12 +14,12 @@ from app.database.embedded_home import _find_wheel
 from app.database.migrate import upgrade_schema
 from app.database.pool import open_pool
 from app.quality.labels import take_labels
-from app.quality.scoring import QualitySettings, refresh_results
+from app.quality.refresh import QualitySettings, refresh_results
 from app.settings import QualityWindow
 from tests.conftest import POSTGRES_BIN, execute
-from tests.dashboards import PanelQuery, list_queries
-from tests.processes import ROOT
-from tests.records import MODEL, VERSION, make_label, make_record, register_demo, store
+from tests.support.dashboards import PanelQuery, list_queries
+from tests.support.processes import ROOT
+from tests.support.records import MODEL, VERSION, make_label, make_record, register_demo, store
 from tests.test_pruning import find_partitions_read
 
 PSQL = Path(POSTGRES_BIN) / "psql" if POSTGRES_BIN else _find_wheel() / "psql"

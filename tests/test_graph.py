@@ -19,8 +19,8 @@ from app.serving.graph import (
     read_operator,
     set_metadata,
 )
-from tests.family_models import BRANDS, CITIES, LOGITS, SOFTMAX, make_mixture, make_network, make_pipeline
-from tests.onnx_models import Classes, build_echo, build_graph, build_linear, convert, declare
+from tests.support.family_models import BRANDS, CITIES, LOGITS, SOFTMAX, make_mixture, make_network, make_pipeline
+from tests.support.onnx_models import Classes, build_echo, build_graph, build_linear, convert, declare
 
 CONTENTS: dict[str, Callable[[], bytes]] = {
     "integers": lambda: build_linear((1, -2, 2**62)),

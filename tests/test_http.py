@@ -8,10 +8,10 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from tests.answers import JSON_HEADERS, NDJSON_HEADERS, count_written, pick, predict, read_problem, scrape
 from tests.conftest import OpenClient
-from tests.processes import Server, wait_until
-from tests.refusing import Refusing, open_refusing, shared_loop
+from tests.support.answers import JSON_HEADERS, NDJSON_HEADERS, count_written, pick, predict, read_problem, scrape
+from tests.support.processes import Server, wait_until
+from tests.support.refusing import Refusing, open_refusing, shared_loop
 
 BODIES = {"/predict": b'{"features": [1,2,3,4,5]}', "/labels": b'{"external_id": "a", "label": 1}'}
 """A valid body for each path that takes one."""

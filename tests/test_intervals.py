@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from app.quality.f1 import Array, average_f1, count_classes
-from app.quality.intervals import Z, bound_f1, class_covariance, weighted_variance, wilson
+from app.measures.f1 import Array, average_f1, count_classes
+from app.measures.intervals import Z, bound_f1, class_covariance, weighted_variance, wilson
 from app.settings import F1Average
 
 AVERAGES: tuple[F1Average, ...] = ("binary", "macro", "micro", "weighted")

@@ -14,14 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.errors import StartupError
-from app.prediction_log import journal as journal_module
-from app.prediction_log.flush import OnFlushed
-from app.prediction_log.journal import Journal, SpoolUnavailableError, open_journal
-from app.prediction_log.reader import SpoolReader, find_segments, name_segment
-from app.prediction_log.segment import HEADER_BYTES, decode_header, encode_frame
+from app.spool import journal as journal_module
+from app.spool.disk import OnFlushed
+from app.spool.journal import Journal, SpoolUnavailableError, open_journal
+from app.spool.reader import SpoolReader, find_segments, name_segment
+from app.spool.segment import HEADER_BYTES, decode_header, encode_frame
 from app.tasks import own_task
-from tests.model_disk import SHORT, Fault, ModelDisk, ModelFlusher, PowerLossError
-from tests.processes import wait_until
+from tests.support.model_disk import SHORT, Fault, ModelDisk, ModelFlusher, PowerLossError
+from tests.support.processes import wait_until
 
 SPOOL = Path("/spool")
 MAX_BYTES = 1024**2

@@ -8,9 +8,9 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from tests.answers import JSON_HEADERS, NDJSON_HEADERS, count_written, label, predict, read_problem
 from tests.conftest import OpenClient
-from tests.refusing import Refusing, open_refusing, shared_loop
+from tests.support.answers import JSON_HEADERS, NDJSON_HEADERS, count_written, label, predict, read_problem
+from tests.support.refusing import Refusing, open_refusing, shared_loop
 
 ID = b'"prediction_id": "01a20831-fa9f-756f-95c6-2c0bc96d68b3"'
 GOOD = b'{"external_id": "a", "label": 1}'

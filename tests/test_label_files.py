@@ -14,7 +14,7 @@ import pytest
 
 from app.exchange.label_batch import Batch, EmptyLabel, read_batch
 from app.exchange.label_files import Columns, LabelFileError, name_format, open_labels
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 ID = "01a20831-fa9f-756f-95c6-2c0bc96d68b3"
@@ -179,7 +179,7 @@ def test_file_of_an_unknown_kind_asks_for_its_format() -> None:
 
 def test_parquet_without_pyarrow_says_how_to_install_it(tmp_path: Path) -> None:
     write_parquet(tmp_path / "labels.parquet")
-    code = "import sys; sys.modules['pyarrow'] = None; from app.cli import run; run(sys.argv[1:])"
+    code = "import sys; sys.modules['pyarrow'] = None; from app.commands.parser import run; run(sys.argv[1:])"
     command = [sys.executable, "-c", code, "labels", "import", str(tmp_path / "labels.parquet")]
 
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -12,14 +12,14 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from app.cli import parse_arguments
+from app.commands.parser import parse_arguments
 from app.exchange.checkpoint import Checkpoint, CheckpointError
 from app.exchange.label_files import Columns
 from app.exchange.label_import import LabelImport, LabelImportError, run_import
 from app.prediction_log.record import Record
 from tests.conftest import execute
-from tests.processes import ROOT, Server, run_app, start_app, wait_until
-from tests.records import make_record, store
+from tests.support.processes import ROOT, Server, run_app, start_app, wait_until
+from tests.support.records import make_record, store
 
 BATCH_ROWS = 4
 

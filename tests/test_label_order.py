@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from app.quality.label_queries import fetch_history
 from app.quality.labels import SLICE_LABELS, Label, Outcome, take_labels
-from tests.records import count_rows, make_label, make_record, register_demo, store
+from tests.support.records import count_rows, make_label, make_record, register_demo, store
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 

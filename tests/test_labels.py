@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from app.prediction_log.record import Record, make_prediction_ids
-from tests.records import count_rows, make_record, round_ms, store
+from tests.support.records import count_rows, make_record, round_ms, store
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 

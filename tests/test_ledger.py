@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from app.prediction_log.record import Record
 from app.quality.labels import take_labels
-from tests.ledger import assert_exact, count_cells, fold, read_ledger
-from tests.records import insert_records, make_label, make_record, register_demo, store
+from tests.support.ledger import assert_exact, count_cells, fold, read_ledger
+from tests.support.records import insert_records, make_label, make_record, register_demo, store
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 

@@ -15,10 +15,10 @@ from app.database.pool import open_pool
 from app.database.queries import Connection
 from app.prediction_log.record import Record
 from app.quality.labels import sweep_pending, take_labels
-from app.quality.scoring import QualitySettings, refresh_results
+from app.quality.refresh import QualitySettings, refresh_results
 from app.settings import QualityWindow
-from tests.ledger import assert_exact
-from tests.records import count_rows, insert_records, make_label, make_record, register_demo, store
+from tests.support.ledger import assert_exact
+from tests.support.records import count_rows, insert_records, make_label, make_record, register_demo, store
 
 NOW = datetime.now(UTC)
 

@@ -12,12 +12,12 @@ import onnx
 import pytest
 
 from app.database.queries import Connection
-from tests.answers import FEATURES, predict, read_problem
 from tests.conftest import OpenClient
-from tests.load import Answers, find_lost, load
-from tests.onnx_models import build_echo, write_model
-from tests.processes import ROOT, Server, wait_until
-from tests.records import register_demo
+from tests.support.answers import FEATURES, predict, read_problem
+from tests.support.load import Answers, find_lost, load
+from tests.support.onnx_models import build_echo, write_model
+from tests.support.processes import ROOT, Server, wait_until
+from tests.support.records import register_demo
 
 DEMO_FILE = ROOT / "demo" / "models" / "car-loan" / "1" / "model.onnx"
 

@@ -22,10 +22,10 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from app.quality.cells import BINS
-from app.quality.measures import Measures, QualityState, measure
+from app.measures.cells import BINS
+from app.measures.measure import Measures, QualityState, measure
 from app.settings import F1Average
-from tests.cells import count_cells
+from tests.support.cells import count_cells
 
 AVERAGES: tuple[F1Average, ...] = ("binary", "macro", "micro", "weighted")
 

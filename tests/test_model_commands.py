@@ -14,15 +14,15 @@ import onnx
 import pytest
 from rich.console import Console
 
-from app.cli import run
+from app.commands.model import Packing, inspect_model, pack_model
+from app.commands.parser import run
 from app.errors import StartupError
-from app.model_commands import Packing, inspect_model, pack_model
 from app.serving.metadata import KEYS
 from app.serving.model import Model
 from tests.conftest import OpenClient
-from tests.family_models import FAMILIES, LOGITS, MADE, make_mixture, make_network, make_pipeline
-from tests.onnx_models import build_echo, convert, write_model
-from tests.processes import ROOT
+from tests.support.family_models import FAMILIES, LOGITS, MADE, make_mixture, make_network, make_pipeline
+from tests.support.onnx_models import build_echo, convert, write_model
+from tests.support.processes import ROOT
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_pack_ends_in_one_line_when_the_output_cannot_be_written(tmp_path: Path)
 
 def test_commands_run_without_the_onnx_package(tmp_path: Path) -> None:
     output = tmp_path / "model.onnx"
-    code = "import sys; sys.modules['onnx'] = None; from app.cli import run; run(sys.argv[1:])"
+    code = "import sys; sys.modules['onnx'] = None; from app.commands.parser import run; run(sys.argv[1:])"
     arguments = ["model", "pack", str(MADE / "xgboost.onnx"), "--output", str(output), "--feature-names", "a,b,c,d"]
 
     done = subprocess.run(

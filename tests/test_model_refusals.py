@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from app.errors import StartupError
 from app.serving.loading import load_models
-from tests.onnx_models import (
+from tests.support.onnx_models import (
     Place,
     add_metadata,
     build_contrary,

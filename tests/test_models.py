@@ -10,7 +10,7 @@ from onnx import helper
 from app.errors import StartupError
 from app.serving.model import Model
 from app.serving.signature import decision_rule
-from tests.onnx_models import (
+from tests.support.onnx_models import (
     Classes,
     Kind,
     add_metadata,

@@ -10,7 +10,7 @@ import yaml
 from prometheus_client import REGISTRY
 
 from app import metrics
-from tests.promql import Use, find_uses
+from tests.support.promql import Use, find_uses
 from tests.test_docs import list_anchors
 
 ROOT = Path(__file__).parent.parent

@@ -11,9 +11,9 @@ import httpx2
 import numpy as np
 import pytest
 
-from tests.answers import FEATURES, NAMES, pick, predict, scrape
 from tests.conftest import OpenClient
-from tests.onnx_models import (
+from tests.support.answers import FEATURES, NAMES, pick, predict, scrape
+from tests.support.onnx_models import (
     build_dividing,
     build_echo,
     build_fragile,
@@ -23,7 +23,7 @@ from tests.onnx_models import (
     train,
     write_model,
 )
-from tests.open_inference import HEADER_LENGTH, INFER, make_body, read_error
+from tests.support.open_inference import HEADER_LENGTH, INFER, make_body, read_error
 
 
 async def infer(client: httpx2.AsyncClient, path: str = INFER, **members: Any) -> Any:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from tests.family_models import FAMILIES, Family
-from tests.onnx_models import write_model
-from tests.open_inference import HEADER_LENGTH, read_error
-from tests.refusing import Refusing, open_refusing, shared_loop
+from tests.support.family_models import FAMILIES, Family
+from tests.support.onnx_models import write_model
+from tests.support.open_inference import HEADER_LENGTH, read_error
+from tests.support.refusing import Refusing, open_refusing, shared_loop
 
 DTYPES = {"FP32": "<f4", "FP64": "<f8", "INT64": "<i8", "BOOL": "?"}
 

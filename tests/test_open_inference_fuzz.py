@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.open_inference_tensors import DATATYPES
+from app.open_inference.tensors import DATATYPES
 from tests.conftest import OpenClient
-from tests.family_models import make_mixture
-from tests.onnx_models import write_model
-from tests.open_inference import HEADER_LENGTH, read_error
+from tests.support.family_models import make_mixture
+from tests.support.onnx_models import write_model
+from tests.support.open_inference import HEADER_LENGTH, read_error
 from tests.test_fuzz import ANY_JSON, NUMBERS, SCALARS, TEXTS, moderate, spell, spoilt
 
 LENGTH = HEADER_LENGTH.encode()

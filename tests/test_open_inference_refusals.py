@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.answers import FEATURES
-from tests.open_inference import HEADER_LENGTH, INFER, make_body, read_error
-from tests.refusing import Refusing, open_refusing, shared_loop
+from tests.support.answers import FEATURES
+from tests.support.open_inference import HEADER_LENGTH, INFER, make_body, read_error
+from tests.support.refusing import Refusing, open_refusing, shared_loop
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.open_inference_tensors import NamedTensor
-from app.api.open_inference_wire import (
+from app.errors import BodyTooLargeError, MalformedBodyError, ScorekeeperError, UnsupportedMediaTypeError
+from app.open_inference.tensors import NamedTensor
+from app.open_inference.wire import (
     InferRequest,
     UnsupportedError,
     choose_outputs,
@@ -22,7 +23,6 @@ from app.api.open_inference_wire import (
     encode_answer,
     read_header_length,
 )
-from app.errors import BodyTooLargeError, MalformedBodyError, ScorekeeperError, UnsupportedMediaTypeError
 
 # Elements in binary by the datatype's table, each with the values that they stand for.
 WIRES: dict[str, tuple[bytes, list[Any]]] = {

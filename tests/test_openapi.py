@@ -12,11 +12,11 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.routing import Route
 
 from app.asgi import ROUTES
-from tests.answers import BY_NAME, FEATURES, JSON_HEADERS, NAMES, NDJSON_HEADERS, label, predict
 from tests.conftest import OpenClient
-from tests.family_models import FAMILIES, make_mixture
-from tests.onnx_models import build_echo, build_imputing, write_model
-from tests.processes import wait_until
+from tests.support.answers import BY_NAME, FEATURES, JSON_HEADERS, NAMES, NDJSON_HEADERS, label, predict
+from tests.support.family_models import FAMILIES, make_mixture
+from tests.support.onnx_models import build_echo, build_imputing, write_model
+from tests.support.processes import wait_until
 
 Document = dict[str, Any]
 

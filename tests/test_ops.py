@@ -11,10 +11,10 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.answers import NAMES, predict, read_problem
 from tests.conftest import OpenClient
-from tests.onnx_files import write_squares
-from tests.processes import ROOT, wait_until
+from tests.support.answers import NAMES, predict, read_problem
+from tests.support.onnx_files import write_squares
+from tests.support.processes import ROOT, wait_until
 
 DEMO_FILE = ROOT / "demo" / "models" / "car-loan" / "1" / "model.onnx"
 

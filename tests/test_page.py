@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from app.api.pages import DIRECTORY, PARTS
-from app.quality.measures import QualityState
+from app.measures.measure import QualityState
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])

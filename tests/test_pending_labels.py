@@ -11,10 +11,10 @@ from prometheus_client import REGISTRY
 from app.database.pool import open_pool
 from app.quality.label_queries import fetch_history
 from app.quality.labels import Outcome, sweep_pending, take_labels
-from app.quality.scoring import QualitySettings, refresh_results
+from app.quality.refresh import QualitySettings, refresh_results
 from app.settings import QualityWindow
-from tests.processes import wait_until
-from tests.records import count_rows, make_label, make_record, register_demo, store
+from tests.support.processes import wait_until
+from tests.support.records import count_rows, make_label, make_record, register_demo, store
 
 Sweep = Counter[Outcome]
 

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import onnxruntime
 import pytest
 
-from tests.answers import BY_NAME, FEATURES, NAMES, pick, predict, scrape
 from tests.conftest import OpenClient
-from tests.onnx_files import write_squares
-from tests.processes import ROOT
+from tests.support.answers import BY_NAME, FEATURES, NAMES, pick, predict, scrape
+from tests.support.onnx_files import write_squares
+from tests.support.processes import ROOT
 
 DEMO_MODEL = ROOT / "demo" / "models" / "car-loan" / "1" / "model.onnx"
 

@@ -11,9 +11,9 @@ import pytest_asyncio
 
 from app.prediction_log.record import make_prediction_ids
 from app.quality.labels import take_labels
-from tests.answers import BY_NAME, label, list_ids, predict, read_problem
-from tests.records import make_label, make_record, register_demo, round_ms, store
-from tests.refusing import Refusing, open_refusing, shared_loop
+from tests.support.answers import BY_NAME, label, list_ids, predict, read_problem
+from tests.support.records import make_label, make_record, register_demo, round_ms, store
+from tests.support.refusing import Refusing, open_refusing, shared_loop
 
 NOON = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0) - timedelta(days=1)
 """Yesterday's, so that rows before and after it are in the past and in one partition."""

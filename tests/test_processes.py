@@ -12,8 +12,8 @@ import pytest
 from app.database.embedded import run_embedded_server
 from app.database.migrate import upgrade_schema
 from tests.conftest import with_database
-from tests.load import Answers, find_lost, load
-from tests.processes import Server, find_free_port, wait_until
+from tests.support.load import Answers, find_lost, load
+from tests.support.processes import Server, find_free_port, wait_until
 
 LEVELS = pytest.mark.parametrize("durability", ["fsync", "os", "database"])
 

@@ -15,7 +15,7 @@ from app.quality.export_queries import SELECT_ROWS
 from app.quality.label_queries import APPEND_HISTORY, FETCH_HISTORY, FIND_BY_ID, UPSERT_LABELS, upsert_labels
 from app.quality.ledger_queries import COUNT_PERIOD, FIND_DIFFERENCES
 from tests.conftest import execute, with_database
-from tests.records import make_record, register_demo, store
+from tests.support.records import make_record, register_demo, store
 
 FIRST_DAY = datetime(2024, 5, 1, tzinfo=UTC)
 

@@ -14,12 +14,12 @@ from app.jobs import STATES
 from app.prediction_log.record import Record
 from app.quality.labels import take_labels
 from app.quality.queries import fetch_results
-from app.quality.scoring import QualitySettings, refresh_results, score_period
+from app.quality.refresh import QualitySettings, refresh_results, score_period
 from app.settings import QualityWindow
 from tests.conftest import OpenClient
-from tests.exposition import Samples, read_samples
-from tests.processes import wait_until
-from tests.records import make_label, make_record, register_demo, round_ms, store
+from tests.support.exposition import Samples, read_samples
+from tests.support.processes import wait_until
+from tests.support.records import make_label, make_record, register_demo, round_ms, store
 
 SINCE = datetime(2024, 5, 1, 11, 30, tzinfo=UTC)
 UNTIL = datetime(2024, 5, 1, 12, 30, 17, 123_000, tzinfo=UTC)

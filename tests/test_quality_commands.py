@@ -10,15 +10,15 @@ import pytest
 from prometheus_client import REGISTRY
 from rich.console import Console
 
-from app.cli import parse_arguments
+from app.commands.parser import parse_arguments
+from app.commands.quality import QualityCommandError, check_ledger, rebuild_ledger
 from app.database.pool import open_pool
 from app.jobs import STATES
 from app.prediction_log.partitions import drop_old_partitions
 from app.quality.labels import take_labels
-from app.quality_commands import QualityCommandError, check_ledger, rebuild_ledger
-from tests.ledger import assert_exact, fold, read_ledger
-from tests.processes import ROOT
-from tests.records import count_rows, insert_records, make_label, make_record, register_demo, store
+from tests.support.ledger import assert_exact, fold, read_ledger
+from tests.support.processes import ROOT
+from tests.support.records import count_rows, insert_records, make_label, make_record, register_demo, store
 
 NOW = datetime.now(UTC)
 

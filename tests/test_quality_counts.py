@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.measures.buckets import choose_span, kept_since, round_down, window_start
 from app.prediction_log.record import Record
 from app.quality.labels import take_labels
-from app.quality.spans import choose_span, kept_since, round_down, window_start
 from tests.conftest import OpenClient
-from tests.processes import wait_until
-from tests.records import make_label, make_record, store
+from tests.support.processes import wait_until
+from tests.support.records import make_label, make_record, store
 
 OF_ONE = {"model": "car-loan", "version": "1"}
 

@@ -20,14 +20,14 @@ from sklearn.tree import DecisionTreeClassifier
 from app import metrics
 from app.database.pool import open_pool
 from app.jobs import Jobs, JobSettings, survive
-from app.quality.scoring import QualitySettings
+from app.quality.refresh import QualitySettings
 from app.serving.repository import ModelRepository
 from app.settings import F1Average, QualityWindow
 from app.state import Lifecycle, Scoreboard
 from tests.conftest import OpenClient
-from tests.exposition import read_samples
-from tests.processes import find_free_port, wait_until
-from tests.records import count_rows, make_record, register_demo, store
+from tests.support.exposition import read_samples
+from tests.support.processes import find_free_port, wait_until
+from tests.support.records import count_rows, make_record, register_demo, store
 
 WINDOWS = (QualityWindow("1h", timedelta(hours=1)), QualityWindow("24h", timedelta(hours=24)))
 

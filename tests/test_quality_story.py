@@ -16,11 +16,11 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precisio
 
 from app.exchange.export import Export, run_export
 from app.quality.export_queries import ExportFilter
-from tests.answers import NDJSON_HEADERS
 from tests.conftest import OpenClient
-from tests.exposition import read_samples
-from tests.onnx_models import add_metadata, convert, make_rows, write_model
-from tests.processes import wait_until
+from tests.support.answers import NDJSON_HEADERS
+from tests.support.exposition import read_samples
+from tests.support.onnx_models import add_metadata, convert, make_rows, write_model
+from tests.support.processes import wait_until
 from tests.test_demo import FEATURES, MODEL, Array, read_columns
 
 BODY_ROWS = 5_000

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
-from app.prediction_log import reader as reader_module
-from app.prediction_log import segment as segment_module
-from app.prediction_log.reader import SpoolReader, find_segments, name_segment
-from app.prediction_log.segment import HEADER_BYTES, Segment, SegmentHeader, encode_frame, encode_header
-from tests.model_disk import SECTOR_BYTES, Inode, ModelDisk
+from app.spool import reader as reader_module
+from app.spool import segment as segment_module
+from app.spool.reader import SpoolReader, find_segments, name_segment
+from app.spool.segment import HEADER_BYTES, Segment, SegmentHeader, encode_frame, encode_header
+from tests.support.model_disk import SECTOR_BYTES, Inode, ModelDisk
 
 SPOOL = Path("/spool")
 PAYLOADS = [b'{"n":%d}' % number * (1 + number % 3) for number in range(6)]

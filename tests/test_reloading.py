@@ -20,9 +20,9 @@ from app.serving.model import Model
 from app.serving.pins import read_pins
 from app.serving.reloading import RefusedVersionError, Reloader
 from app.serving.repository import ModelRepository, UnknownModelError
-from tests.batchers import ScoreJob, make_score_batcher
-from tests.onnx_models import build_echo, build_slow, make_rows, write_model
-from tests.processes import wait_until
+from tests.support.batchers import ScoreJob, make_score_batcher
+from tests.support.onnx_models import build_echo, build_slow, make_rows, write_model
+from tests.support.processes import wait_until
 
 
 @dataclass

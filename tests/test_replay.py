@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from app.replay.sending import is_labelled
-from tests.processes import Server, run_app, start_app, wait_until
+from tests.support.processes import Server, run_app, start_app, wait_until
 
 
 async def test_replay_ends_with_equal_f1_values(server: Server) -> None:

@@ -11,8 +11,8 @@ from app.errors import StartupError
 from app.serving.batching import open_executor
 from app.serving.loading import load_models
 from app.serving.repository import ModelRepository, Served, UnknownModelError
-from tests.batchers import make_score_batcher
-from tests.onnx_models import build_echo, write_model
+from tests.support.batchers import make_score_batcher
+from tests.support.onnx_models import build_echo, write_model
 
 
 def write_versions(directory: Path, name: str, *versions: str) -> None:

@@ -8,8 +8,16 @@ import pytest
 from app.database.pool import open_pool
 from app.prediction_log.partitions import DAYS_AHEAD, drop_old_partitions, make_partitions_ahead
 from app.quality.labels import sweep_pending, take_labels
-from tests.ledger import assert_exact, fold, read_ledger
-from tests.records import count_rows, insert_records, list_partitions, make_label, make_record, register_demo, store
+from tests.support.ledger import assert_exact, fold, read_ledger
+from tests.support.records import (
+    count_rows,
+    insert_records,
+    list_partitions,
+    make_label,
+    make_record,
+    register_demo,
+    store,
+)
 from tests.test_partitions import PARENTS
 
 

@@ -15,9 +15,9 @@ from app.database.migrate import find_head_revision, prepare_schema, read_schema
 from app.errors import StartupError
 from app.quality.labels import take_labels
 from tests.conftest import execute
-from tests.ledger import assert_exact, read_ledger
-from tests.processes import ROOT, find_free_port
-from tests.records import make_label, make_record, register_demo, store
+from tests.support.ledger import assert_exact, read_ledger
+from tests.support.processes import ROOT, find_free_port
+from tests.support.records import make_label, make_record, register_demo, store
 
 SCHEMA = """
 SELECT c.relname, c.relkind::text, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.prediction_log import segment as segment_module
-from app.prediction_log.segment import (
+from app.spool import segment as segment_module
+from app.spool.segment import (
     HEADER_BYTES,
     Damage,
     SegmentHeader,

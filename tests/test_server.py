@@ -17,8 +17,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from app.protocol import Limits
-from tests.processes import ROOT, find_free_port, wait_until
+from app.server.connection import Limits
+from tests.support.processes import ROOT, find_free_port, wait_until
 
 LIMITS = Limits(
     head_seconds=0.8,
@@ -58,7 +58,7 @@ class Process:
         command = ["-m", "app", "serve", *options]
         if limits is not None:
             call = f"serve('127.0.0.1', {self.port}, access_log=False, limits={limits!r})"
-            command = ["-c", f"from app.protocol import Limits; from app.server import serve; {call}"]
+            command = ["-c", f"from app.server.connection import Limits; from app.server.serve import serve; {call}"]
         environment = {
             "DATA_DIR": str(directory / "data"),
             "DATABASE_URL": f"postgresql://user:password@127.0.0.1:{self.database_port}/nowhere",
@@ -436,7 +436,7 @@ async def test_deadlines_hold_while_the_server_stops(tmp_path: Path) -> None:
 def test_fewer_connections_are_accepted_when_fewer_files_may_be_open() -> None:
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (200, 800));"
-        "from app.protocol import Limits; from app.server import fit_limits;"
+        "from app.server.connection import Limits; from app.server.serve import fit_limits;"
         "print(fit_limits(Limits()).connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
     )
 

@@ -9,9 +9,9 @@ import asyncpg
 import httpx2
 import pytest
 
-from tests.answers import count_written, pick, predict, read_problem, scrape
 from tests.conftest import OpenClient
-from tests.onnx_models import (
+from tests.support.answers import count_written, pick, predict, read_problem, scrape
+from tests.support.onnx_models import (
     Classes,
     Kind,
     add_metadata,

@@ -13,17 +13,17 @@ import pytest
 from prometheus_client import REGISTRY
 
 from app.database.pool import open_pool
-from app.prediction_log import journal as journal_module
 from app.prediction_log import shipper as shipper_module
 from app.prediction_log.inserter import Inserter
-from app.prediction_log.journal import Journal, open_journal
 from app.prediction_log.partitions import make_partitions_ahead
 from app.prediction_log.record import Record
-from app.prediction_log.segment import encode_frame
 from app.prediction_log.shipper import Shipper
+from app.spool import journal as journal_module
+from app.spool.journal import Journal, open_journal
+from app.spool.segment import encode_frame
 from app.tasks import own_task
-from tests.processes import wait_until
-from tests.records import count_rows, make_record
+from tests.support.processes import wait_until
+from tests.support.records import count_rows, make_record
 
 MAX_BYTES = 256 * 1024**2
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.quality.spans import SPANS, kept_since, round_down, tile_period, tile_window, window_start
+from app.measures.buckets import SPANS, kept_since, round_down, tile_period, tile_window, window_start
 
 NOW = datetime(2024, 5, 1, 12, 34, 56, 789_000, tzinfo=UTC)
 

@@ -13,14 +13,14 @@ import pytest
 from prometheus_client import REGISTRY
 from rich.console import Console
 
+from app.commands.spool import SpoolCommandError, drain_spool, show_spool, verify_spool
 from app.prediction_log.failures import FailureKind
-from app.prediction_log.journal import Journal, open_journal
 from app.prediction_log.record import Record, encode_records
-from app.prediction_log.segment import HEADER_BYTES, encode_frame
-from app.spool_commands import SpoolCommandError, drain_spool, show_spool, verify_spool
-from tests.load import find_lost, load
-from tests.processes import ROOT, Server, find_free_port, run_app, start_app, wait_until
-from tests.records import count_rows, make_record
+from app.spool.journal import Journal, open_journal
+from app.spool.segment import HEADER_BYTES, encode_frame
+from tests.support.load import find_lost, load
+from tests.support.processes import ROOT, Server, find_free_port, run_app, start_app, wait_until
+from tests.support.records import count_rows, make_record
 
 
 @pytest.fixture

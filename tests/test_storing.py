@@ -13,8 +13,8 @@ from app.prediction_log.failures import FailureKind, classify_failure
 from app.prediction_log.queries import fetch_prediction, insert_rows, make_partitions, register_version
 from app.prediction_log.record import encode_records
 from tests.conftest import OpenClient, with_database
-from tests.processes import find_free_port
-from tests.records import count_rows, insert_records, make_record
+from tests.support.processes import find_free_port
+from tests.support.records import count_rows, insert_records, make_record
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 

@@ -10,12 +10,12 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.body import decode_body, get_media_type, read_body, run_sized
 from app.database.pool import borrow_connection
 from app.errors import Fault, invalid
 from app.prediction_log.record import TEXT_LIMIT, is_storable
 from app.quality.labels import Label, Outcome, take_labels
 from app.state import get_state
+from app.web.body import decode_body, get_media_type, read_body, run_sized
 
 MEDIA_TYPES = (b"application/json", b"application/x-ndjson")
 

@@ -5,9 +5,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.api.body import decode_body, read_body
 from app.api.models import render_served
 from app.state import get_state
+from app.web.body import decode_body, read_body
 
 MAX_BODY_BYTES = 1024
 

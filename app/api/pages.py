@@ -7,8 +7,8 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.static import File, answer_file
 from app.errors import NotFoundError
+from app.web.static import File, answer_file
 
 DIRECTORY = Path(__file__).parent.parent / "page"
 

@@ -8,15 +8,15 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 from starlette.types import Receive, Scope, Send
 
-from app.api.answer import PredictJob
-from app.api.body import LARGE_BODY_BYTES, Row, check_headers, check_repeated_names, decode_body, read_body
-from app.api.features import read_features
-from app.api.middleware import take_request_id
+from app.api.predict_batch import PredictJob
+from app.api.predict_rows import read_features
 from app.api.reply import AsgiChannel, Channel, Headers, Reply
 from app.errors import Fault, invalid
 from app.prediction_log.record import TEXT_LIMIT, is_storable
 from app.serving.repository import Served
 from app.state import State, get_state
+from app.web.body import LARGE_BODY_BYTES, Row, check_headers, check_repeated_names, decode_body, read_body
+from app.web.requests import take_request_id
 
 ExternalId = Annotated[str, Meta(max_length=TEXT_LIMIT)]
 
@@ -36,7 +36,7 @@ DECODER = msgspec.json.Decoder(PredictBody)
 
 
 async def predict(scope: Scope, receive: Receive, send: Send) -> None:
-    """Serve one request over ASGI; small ones that come over `app.protocol` go to `begin_predict` directly."""
+    """Serve one request over ASGI; small ones that come over `app.server.connection` go to `begin_predict` directly."""
     state, channel = get_state(scope), AsgiChannel(get_state(scope).loop)
     reply = Reply(channel, take_request_id(scope["headers"]))
     try:

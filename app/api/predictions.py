@@ -11,13 +11,13 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.query import read_query
 from app.database.pool import borrow_connection
 from app.errors import Fault, InvalidRequestError, NotFoundError
 from app.prediction_log.queries import PageFilter, fetch_page, fetch_prediction
 from app.prediction_log.record import EPOCH
 from app.quality.label_queries import fetch_history
 from app.state import get_state
+from app.web.query import read_query
 
 END_OF_TIME = datetime(9999, 12, 31, tzinfo=UTC)
 LAST_ID = UUID(int=2**128 - 1)

@@ -8,13 +8,13 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.query import read_query
 from app.database.pool import borrow_connection
 from app.errors import Fault, NotFoundError, invalid
-from app.quality.counts import ScoreCounts, TimeCounts, count_window
+from app.quality.page_counts import ScoreCounts, TimeCounts, count_window
 from app.quality.queries import QualityResult, fetch_result_history
-from app.quality.scoring import score_period
+from app.quality.refresh import score_period
 from app.state import State, get_state
+from app.web.query import read_query
 
 Instant = Annotated[datetime, Meta(tz=True)]
 

@@ -9,8 +9,8 @@ from typing import Protocol, TypeAlias
 from starlette.types import Send
 
 from app import metrics
-from app.api.problem import render_problem
 from app.errors import ScorekeeperError
+from app.web.problem import render_problem
 
 logger = logging.getLogger(__name__)
 

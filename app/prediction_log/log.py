@@ -15,11 +15,11 @@ from app.errors import UnavailableError
 from app.prediction_log.committer import Committer
 from app.prediction_log.failures import FailureKind
 from app.prediction_log.inserter import Inserter
-from app.prediction_log.journal import Journal, open_journal
 from app.prediction_log.record import Rows
-from app.prediction_log.segment import encode_frame
 from app.prediction_log.shipper import Shipper
 from app.settings import Durability
+from app.spool.journal import Journal, open_journal
+from app.spool.segment import encode_frame
 from app.tasks import OnTaskDeath, own_task
 
 logger = logging.getLogger(__name__)

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 import msgspec
 
 from app import metrics
-from app.prediction_log.flush import write_aside
 from app.prediction_log.inserter import Inserter, InsertError, LogFailure
-from app.prediction_log.journal import Journal
-from app.prediction_log.reader import Batch, SpoolReader
 from app.prediction_log.record import RowDate
-from app.prediction_log.segment import Frame
+from app.spool.disk import write_aside
+from app.spool.journal import Journal
+from app.spool.reader import Batch, SpoolReader
+from app.spool.segment import Frame
 
 logger = logging.getLogger(__name__)
 

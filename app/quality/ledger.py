@@ -6,9 +6,9 @@ from datetime import UTC, date, datetime, timedelta
 import asyncpg
 
 from app.database.queries import Connection
+from app.measures.buckets import SPANS, kept_since, round_down, tile_window
 from app.quality import ledger_queries
 from app.quality.queries import read_clock
-from app.quality.spans import SPANS, kept_since, round_down, tile_window
 
 CHECK_SECONDS = 10.0
 """For the check of one minute; at a rate at which it takes longer the check is worth less than the time."""

@@ -7,7 +7,7 @@ import asyncpg
 import msgspec
 
 from app.database.queries import Connection
-from app.quality.measures import Measures
+from app.measures.measure import Measures
 
 TRY_JOB_LOCK = "SELECT pg_try_advisory_xact_lock(hashtext('scorekeeper quality job'))"
 LAST_COMPUTED = """

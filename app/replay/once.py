@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from app.measures.f1 import compute_f1
 from app.prediction_log.record import read_id_time
-from app.quality.f1 import compute_f1
 from app.replay.rows import Replay, ReplayError, check_columns, read_labels, read_rows
 from app.replay.sending import (
     LABEL_BATCH,

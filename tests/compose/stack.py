@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from tests.processes import ROOT, find_free_port
+from tests.support.processes import ROOT, find_free_port
 
 PROJECT = "scorekeeper-test"
 

@@ -9,8 +9,8 @@ import asyncpg
 import httpx2
 
 from tests.compose.stack import Stack, run
-from tests.load import Answers, find_lost, load
-from tests.processes import wait_until
+from tests.support.load import Answers, find_lost, load
+from tests.support.processes import wait_until
 
 Step = Callable[[Stack], Awaitable[str | None]]
 

@@ -11,13 +11,13 @@ from uuid import UUID
 import msgspec
 
 from app.prediction_log.record import Record
-from app.prediction_log.segment import FRAME, HEADER_BYTES, Frame, encode_frame, read_frames
+from app.spool.segment import FRAME, HEADER_BYTES, Frame, encode_frame, read_frames
 from tests.faults.injectors import inject, limited_file_size, read_only, small_disk
 from tests.faults.scenario import Fault
 from tests.faults.world import World
-from tests.load import Promise
-from tests.processes import wait_until
-from tests.records import make_record
+from tests.support.load import Promise
+from tests.support.processes import wait_until
+from tests.support.records import make_record
 
 DISK_MEGABYTES = 96
 

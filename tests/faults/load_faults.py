@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from tests.faults.world import World
-from tests.processes import wait_until
+from tests.support.processes import wait_until
 
 SLOW_BYTES_PER_SECOND = 4e6
 """What PostgreSQL is let take, about a third of what the clients of `overloaded` send."""

@@ -17,8 +17,8 @@ from tests.conftest import execute
 from tests.faults.postgres import Postgres
 from tests.faults.proxy import Proxy, open_proxy
 from tests.faults.world import World
-from tests.load import fetch_rows
-from tests.processes import find_free_port, wait_until
+from tests.support.load import fetch_rows
+from tests.support.processes import find_free_port, wait_until
 
 DEBIAN_POSTGRES = Path("/usr/lib/postgresql/15/bin")
 """Debian's postgresql-15: the wheel has no pg_basebackup."""

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from app.database.embedded import run_embedded_server
 from tests.conftest import POSTGRES_BIN, execute, with_database
-from tests.processes import wait_until
+from tests.support.processes import wait_until
 
 
 class Postgres:

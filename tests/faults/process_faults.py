@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from tests.faults.scenario import Fault
 from tests.faults.world import World
-from tests.processes import Server
+from tests.support.processes import Server
 
 
 def killed(times: int) -> Fault:

@@ -10,8 +10,8 @@ from uuid import UUID
 
 from tests.faults.postgres import Postgres
 from tests.faults.world import Peaks, World, open_world
-from tests.load import CLIENTS, Promise, fetch_rows, list_lost, load, read_record
-from tests.processes import wait_until
+from tests.support.load import CLIENTS, Promise, fetch_rows, list_lost, load, read_record
+from tests.support.processes import wait_until
 
 Fault = Callable[[World], AbstractAsyncContextManager[None]]
 """Entering breaks something, leaving heals it; clients send all the while."""

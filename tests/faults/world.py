@@ -16,8 +16,8 @@ import httpx2
 from tests.faults.injectors import block_kernel_aio
 from tests.faults.postgres import Postgres, make_database_name
 from tests.faults.proxy import Proxy, open_proxy
-from tests.load import Answers, Exchange, Promise, open_record, write_record
-from tests.processes import Server, wait_until
+from tests.support.load import Answers, Exchange, Promise, open_record, write_record
+from tests.support.processes import Server, wait_until
 
 BODY = {"features": [1, 2, 3, 4, 5]}
 

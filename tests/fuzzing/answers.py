@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from tests.answers import PROBLEM_MEMBERS, SECRETS
+from tests.support.answers import PROBLEM_MEMBERS, SECRETS
 
 STATUSES = {200, 304, 400, 404, 405, 408, 413, 414, 415, 422, 431, 503}
 """Whatever is sent: nothing else is an answer, above all not 500."""

@@ -14,12 +14,12 @@ from uuid import UUID
 import asyncpg
 import numpy as np
 
-from app.protocol import Limits
-from tests.family_models import make_mixture
+from app.server.connection import Limits
 from tests.fuzzing.answers import READ_SECONDS, Answer, Said, WrongAnswerError, list_said, read_answer
 from tests.fuzzing.cases import CAR_LOAN, MIXTURE, RAW_EVERY, Case, make_case
-from tests.onnx_models import write_model
-from tests.processes import ROOT, Server, wait_until
+from tests.support.family_models import make_mixture
+from tests.support.onnx_models import write_model
+from tests.support.processes import ROOT, Server, wait_until
 
 LIMITS = Limits(
     head_seconds=0.3,
@@ -87,7 +87,7 @@ def make_server(database_url: str, directory: Path) -> Server:
     environment = {"DATABASE_URL": database_url, "DATA_DIR": str(directory / "data"), "MODEL_DIR": str(models)}
     server = Server({**environment, "DEFAULT_MODEL": "car-loan"})
     call = f"serve('127.0.0.1', {server.port}, access_log=False, limits={LIMITS!r})"
-    server.command = ("-c", f"from app.protocol import Limits; from app.server import serve; {call}")
+    server.command = ("-c", f"from app.server.connection import Limits; from app.server.serve import serve; {call}")
     return server
 
 

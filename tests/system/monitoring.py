@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx2
 
-from tests.processes import ROOT, find_free_port, wait_until
+from tests.support.processes import ROOT, find_free_port, wait_until
 
 
 @dataclass(frozen=True, slots=True)

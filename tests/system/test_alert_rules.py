@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 RULES = sorted(map(str, ROOT.glob("prometheus/*.rules.yml")))
 CASES = sorted(map(str, ROOT.glob("prometheus/*.test.yml")))

@@ -8,8 +8,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.answers import predict
-from tests.processes import ROOT, Server
+from tests.support.answers import predict
+from tests.support.processes import ROOT, Server
 from tests.test_openapi import ROW, write_several
 
 CHECKS = (

@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.async_api import expect
 
-from tests.answers import NAMES
-from tests.processes import Server
+from tests.support.answers import NAMES
+from tests.support.processes import Server
 from tests.system.browser import Visit, open_browser
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx2
 
-from tests.processes import ROOT, find_free_port, wait_until
+from tests.support.processes import ROOT, find_free_port, wait_until
 
 SECONDS = 420
 """For whatever installs packages."""

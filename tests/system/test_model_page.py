@@ -17,9 +17,9 @@ from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Page, expect
 
 from app.quality.labels import take_labels
-from tests.onnx_models import build_echo, write_model
-from tests.processes import ROOT, Server, wait_until
-from tests.records import make_label, make_record, store
+from tests.support.onnx_models import build_echo, write_model
+from tests.support.processes import ROOT, Server, wait_until
+from tests.support.records import make_label, make_record, store
 from tests.system.browser import Visit, open_browser
 
 OBJECTIVE = 0.9

@@ -14,8 +14,8 @@ import pytest
 import pytest_asyncio
 
 from tests.conftest import execute, make_open_directory, with_database
-from tests.dashboards import PanelQuery, list_queries
-from tests.processes import ROOT, Server, wait_until
+from tests.support.dashboards import PanelQuery, list_queries
+from tests.support.processes import ROOT, Server, wait_until
 from tests.system.monitoring import Monitoring, Receiver, run_monitoring, run_receiver
 from tests.test_monitoring import ALERTS, SEED_QUERIES
 

@@ -9,8 +9,8 @@ from typing import Any
 import asyncpg
 import httpx2
 
-from tests.processes import ROOT, Server, wait_until
-from tests.records import count_rows
+from tests.support.processes import ROOT, Server, wait_until
+from tests.support.records import count_rows
 from tests.system.test_first_run import run
 
 CLIENTS = ("tritonclient[http]==2.73.0", "kserve==0.21.0")

@@ -1,0 +1,79 @@
+"""Feature rows of a request, checked: values in the model's order, or everything that is wrong with them."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from app.errors import Fault, InvalidRequestError, invalid
+from app.serving.features import NUMBERS, Feature, Value
+from app.serving.signature import Signature
+from app.web.body import Row, escape_step
+
+Pointers = Callable[[], Sequence[str]]
+"""Names the JSON pointers of the rows; called only for rows that are refused."""
+
+
+def read_features(rows: Sequence[Row], signature: Signature, pointers: Pointers) -> list[list[Value]]:
+    """Return the rows in the model's order, each value one that it takes; raise 422 with all faults of all rows."""
+    names, width = signature.feature_names, len(signature.feature_names)
+    ordered: list[list[Value]] = []
+    for row in rows:
+        if isinstance(row, dict):
+            if len(row) != width or not row.keys() >= signature.feature_set:
+                raise find_faults(rows, signature, pointers)
+            values = [row[name] for name in names]
+        else:
+            values = row
+        if len(values) != width or not _are_allowed(values, signature):
+            raise find_faults(rows, signature, pointers)
+        ordered.append(values)
+    return ordered if signature.number_limit is not None else _spell_integers(ordered, signature)
+
+
+def _are_allowed(values: list[Value], signature: Signature) -> bool:
+    limit = signature.number_limit
+    if limit is not None and NUMBERS.issuperset(map(type, values)):
+        return min(values) >= -limit and max(values) <= limit  # type: ignore[type-var, operator]
+    return all(feature.find_fault(value) is None for feature, value in zip(signature.features, values, strict=True))
+
+
+def _spell_integers(rows: list[list[Value]], signature: Signature) -> list[list[Value]]:
+    """Return the rows with every integer spelt as one, also where the client wrote 3.0."""
+    for index, feature in enumerate(signature.features):
+        if feature.kind == "integer":
+            for values in rows:
+                values[index] = int(values[index] or 0)
+    return rows
+
+
+def find_faults(rows: Sequence[Row], signature: Signature, pointers: Pointers) -> InvalidRequestError:
+    """Say everything that is wrong with rows that were refused."""
+    by_name = {feature.name: feature for feature in signature.features}
+    faults: list[Fault] = []
+    for row, pointer in zip(rows, pointers(), strict=True):
+        if isinstance(row, dict):
+            faults += _find_name_faults(row, by_name, pointer)
+            faults += _find_value_faults([(key, value, by_name.get(key)) for key, value in row.items()], pointer)
+            continue
+        if len(row) != len(signature.features):
+            expected = len(signature.features)
+            faults.append(Fault(pointer, "wrong_length", f"{len(row)} values for {expected} features"))
+        values = zip(row, signature.features, strict=False)
+        faults += _find_value_faults([(str(at), value, feature) for at, (value, feature) in enumerate(values)], pointer)
+    return invalid(*faults)
+
+
+def _find_name_faults(row: Mapping[str, object], by_name: Mapping[str, Feature], pointer: str) -> list[Fault]:
+    missing = [Fault(pointer, "missing_feature", f"feature {name!r} is missing") for name in by_name if name not in row]
+    unknown = [
+        Fault(f"{pointer}/{escape_step(key)}", "unknown_feature", "no such feature")
+        for key in row
+        if key not in by_name
+    ]
+    return missing + unknown
+
+
+def _find_value_faults(values: Sequence[tuple[str, Value, Feature | None]], pointer: str) -> list[Fault]:
+    return [
+        Fault(f"{pointer}/{escape_step(key)}", *fault)
+        for key, value, feature in values
+        if feature is not None and (fault := feature.find_fault(value))
+    ]

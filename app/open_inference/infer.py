@@ -1,0 +1,116 @@
+"""POST /v2/models/{model}/infer: the Open Inference Protocol's way of a prediction, which joins that of /predict."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app import metrics
+from app.api.predict_batch import Prediction, PredictJob
+from app.errors import MalformedBodyError
+from app.open_inference.rows import list_inputs, list_outputs, make_outputs, read_external_ids, read_rows
+from app.open_inference.tensors import DATATYPES, NamedTensor, read_binary
+from app.open_inference.wire import (
+    HEADER_LENGTH,
+    InferRequest,
+    choose_outputs,
+    decode_request,
+    decompress,
+    encode_answer,
+    read_header_length,
+)
+from app.serving.model import Model
+from app.serving.signature import Signature
+from app.state import State, get_state
+from app.web.body import LARGE_BODY_BYTES, receive_body
+from app.web.requests import get_request_id
+
+
+@dataclass(slots=True)
+class InferJob(PredictJob):
+    """A request of the protocol on its way; `outputs` tells of each output to answer whether it goes in binary."""
+
+    model: Model
+    id: str | None
+    outputs: Mapping[str, bool]
+
+    def render(self, predictions: list[Prediction]) -> Response:
+        """Make the answer."""
+        ids = [str(one.prediction_id) for one in predictions]
+        head: dict[str, object] = {"model_name": self.model.name, "model_version": self.model.version}
+        if self.id is not None:
+            head["id"] = self.id
+        head["parameters"] = {"prediction_ids": msgspec.json.encode(ids).decode()}
+        tensors = make_outputs(predictions, self.model.signature)
+        body, json_size = encode_answer(head, [(tensors[name], binary) for name, binary in self.outputs.items()])
+        headers = {"X-Prediction-Id": ids[0]} if len(ids) == 1 else {}
+        if json_size is None:
+            return Response(body, headers=headers, media_type="application/json")
+        headers["Inference-Header-Content-Length"] = str(json_size)
+        return Response(body, headers=headers, media_type="application/octet-stream")
+
+    def point_at(self, row: int) -> str:
+        """Return where the request has this row."""
+        return f"/rows/{row}"
+
+
+async def infer(request: Request) -> Response:
+    """Answer when the rows are safe."""
+    state, path = get_state(request.scope), request.path_params
+    served = state.repository.get(path["model"], path.get("version"))
+    started, outcome = time.perf_counter(), "fail"
+    try:
+        body = await receive_body(request.receive, state.max_body_bytes)
+        answer: asyncio.Future[Response] = state.loop.create_future()
+        if len(body) < LARGE_BODY_BYTES and "content-encoding" not in request.headers:
+            job = read_job(request, body, state, served.model, answer)
+        else:  # what takes more than a millisecond, or may when it is decompressed, is not done on the event loop
+            job = await asyncio.to_thread(read_job, request, body, state, served.model, answer)
+        served.batcher.submit(job)  # -> answer.answer_batch -> log -> InferJob.render
+        response, outcome = await answer, "success"
+    finally:
+        seconds = time.perf_counter() - started
+        metrics.OPEN_INFERENCE_SECONDS.labels(served.model.name, served.model.version, outcome).observe(seconds)
+    return response
+
+
+def read_job(request: Request, body: bytes, state: State, model: Model, answer: "asyncio.Future[Response]") -> InferJob:
+    """Decode and check the body: the rows in the model's order. Raises 400, 413, 415, 422 or 501.
+
+    Content-Type is not looked at: clients send none, or a wrong one.
+    """
+    body = decompress(body, request.headers.get("content-encoding", "identity").lower(), state.max_body_bytes)
+    asked = read_request(request.headers.get(HEADER_LENGTH), body, model.signature)
+    outputs = choose_outputs(asked, [spec.name for spec in list_outputs(model.signature)])
+    rows = read_rows(asked, model.signature, state.max_batch_rows)
+    return InferJob(
+        values=rows,
+        external_ids=read_external_ids(asked.parameters, len(rows)),
+        request_id=get_request_id(request.scope),
+        many=True,
+        answer=answer,
+        model=model,
+        id=asked.id,
+        outputs=outputs,
+    )
+
+
+def read_request(header_length: str | None, body: bytes, signature: Signature) -> InferRequest:
+    """Decode the request, or, when the header says that no byte is JSON, the one input's bytes."""
+    json_size = len(body) if header_length is None else read_header_length(header_length, len(body))
+    if json_size or header_length is None:
+        return decode_request(body, json_size)
+    specs = list_inputs(signature)
+    datatype, width = specs[0].datatype, specs[0].width
+    row_bytes = width * DATATYPES[datatype].wire.itemsize
+    if len(specs) > 1 or DATATYPES[datatype].wire == np.dtype(object):
+        raise MalformedBodyError("raw binary data is for models with one input of numbers")
+    if not body or len(body) % row_bytes:
+        raise MalformedBodyError(f"{len(body)} bytes of raw binary data, a row has {row_bytes}")
+    array = read_binary(specs[0].name, datatype, (len(body) // row_bytes, width), body)
+    return InferRequest([NamedTensor(specs[0].name, datatype, array)], binary_outputs=True)

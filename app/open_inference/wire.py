@@ -1,0 +1,182 @@
+"""Inference requests and answers of the Open Inference Protocol: JSON, followed by binary tensors if there are any."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from app.errors import BodyTooLargeError, MalformedBodyError, ScorekeeperError, UnsupportedMediaTypeError
+from app.open_inference.tensors import MAX_RANK, NamedTensor, read_binary, read_json, write_binary
+
+HEADER_LENGTH = "inference-header-content-length"
+"""The header that says how many bytes of a body are JSON, when binary tensors follow."""
+
+WINDOW_BITS = {"gzip": 31, "deflate": 15}
+"""zlib's parameter for each content coding."""
+
+Parameters = dict[str, Any] | None
+
+
+class UnsupportedError(ScorekeeperError):
+    """The request uses a part of the protocol that is not here."""
+
+    status = 501
+
+
+class InputBody(msgspec.Struct, gc=False):
+    """One input tensor, as it stands in JSON."""
+
+    name: str
+    shape: Annotated[list[Annotated[int, Meta(ge=1)]], Meta(max_length=MAX_RANK)]
+    datatype: str
+    parameters: Parameters = None
+    data: msgspec.Raw | UnsetType = UNSET
+
+
+class OutputBody(msgspec.Struct, gc=False):
+    """One requested output."""
+
+    name: str
+    parameters: Parameters = None
+
+
+class InferBody(msgspec.Struct, gc=False):
+    """The JSON of a request; members that are not named here are ignored."""
+
+    inputs: list[InputBody]
+    id: str | None = None
+    parameters: Parameters = None
+    outputs: list[OutputBody] | None = None
+
+
+DECODER = msgspec.json.Decoder(InferBody)
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """A decoded request. `outputs` tells of each output that is asked for whether it goes in binary; none: all."""
+
+    inputs: Sequence[NamedTensor]
+    id: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    outputs: Mapping[str, bool] = field(default_factory=dict)
+    binary_outputs: bool = False
+    """Whether outputs go in binary of which nothing else is said."""
+
+
+def decompress(body: bytes, coding: str, limit: int) -> bytes:
+    """Undo a Content-Encoding; raise 415 for one that is not known, 400, or 413 for what is longer than `limit`."""
+    if coding == "identity":
+        return body
+    if coding not in WINDOW_BITS:
+        raise UnsupportedMediaTypeError("Content-Encoding must be gzip, deflate or identity")
+    decompressor = zlib.decompressobj(WINDOW_BITS[coding])
+    try:
+        plain = decompressor.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise MalformedBodyError(f"the body is not {coding}") from error
+    if len(plain) > limit:
+        raise BodyTooLargeError(f"the body has more than the {limit} bytes allowed when it is decompressed")
+    if not decompressor.eof or decompressor.unused_data:
+        raise MalformedBodyError(f"the body is not {coding} from its first byte to its last")
+    return plain
+
+
+def read_header_length(value: str, size: int) -> int:
+    """Return how many of the body's `size` bytes are JSON; raise 400 when the header cannot say that."""
+    if not (value.isascii() and value.isdecimal() and len(value) <= 15 and int(value) <= size):
+        raise MalformedBodyError(f"Inference-Header-Content-Length must be an integer up to the body's {size} bytes")
+    return int(value)
+
+
+def decode_request(body: bytes, json_size: int) -> InferRequest:
+    """Decode a request whose first `json_size` bytes are JSON. Raises 400, or 501 for what is not supported."""
+    try:
+        asked = DECODER.decode(body[:json_size])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        detail = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise MalformedBodyError(f"no inference request: {detail}") from error
+    blobs = Blobs(memoryview(body)[json_size:])
+    inputs = [read_input(one, blobs) for one in asked.inputs]
+    blobs.check_end()
+    by_default = _read_flag(asked.parameters, "binary_data_output", default=False)
+    outputs = {one.name: read_output(one, default=by_default) for one in asked.outputs or []}
+    return InferRequest(inputs, asked.id, asked.parameters or {}, outputs, by_default)
+
+
+class Blobs:
+    """The bytes behind the JSON, taken from the front."""
+
+    def __init__(self, rest: memoryview) -> None:
+        self._rest = rest
+
+    def take(self, name: str, size: int) -> memoryview:
+        """Take the next input's bytes; raise 400 when there are not as many."""
+        if size > len(self._rest):
+            raise MalformedBodyError(f"input {name!r}: {size} bytes of binary data, the body has {len(self._rest)}")
+        blob, self._rest = self._rest[:size], self._rest[size:]
+        return blob
+
+    def check_end(self) -> None:
+        """Raise 400 for bytes that belong to no input."""
+        if self._rest:
+            raise MalformedBodyError(f"{len(self._rest)} bytes of binary data belong to no input")
+
+
+def read_input(asked: InputBody, blobs: Blobs) -> NamedTensor:
+    """Decode one input from its JSON, or from the bytes behind it."""
+    name, parameters = asked.name, asked.parameters or {}
+    if "shared_memory_region" in parameters:
+        raise UnsupportedError("shared memory is not supported: send the data")
+    size = parameters.get("binary_data_size")
+    if (size is None) == isinstance(asked.data, UnsetType):
+        raise MalformedBodyError(f"input {name!r}: give either data or parameters.binary_data_size")
+    if not isinstance(asked.data, UnsetType):
+        array = read_json(name, asked.datatype, asked.shape, bytes(asked.data))
+    elif type(size) is int and size >= 0:
+        array = read_binary(name, asked.datatype, asked.shape, blobs.take(name, size))
+    else:
+        raise MalformedBodyError(f"input {name!r}: binary_data_size must be an integer from 0")
+    return NamedTensor(name, asked.datatype, array)
+
+
+def read_output(asked: OutputBody, *, default: bool) -> bool:
+    """Tell whether an output goes in binary."""
+    for name in ("shared_memory_region", "classification"):
+        if (asked.parameters or {}).get(name):
+            raise UnsupportedError(f"output {asked.name!r}: {name} is not supported")
+    return _read_flag(asked.parameters, "binary_data", default=default)
+
+
+def _read_flag(parameters: Parameters, name: str, *, default: bool) -> bool:
+    value = (parameters or {}).get(name, default)
+    if not isinstance(value, bool):
+        raise MalformedBodyError(f"parameter {name} must be true or false")
+    return value
+
+
+def choose_outputs(request: InferRequest, names: Sequence[str]) -> dict[str, bool]:
+    """Return the outputs to answer, and whether each goes in binary; raise 400 for one that there is not."""
+    for name in request.outputs:
+        if name not in names:
+            raise MalformedBodyError(f"no output {name!r}; there are {', '.join(names)}")
+    return dict(request.outputs) or dict.fromkeys(names, request.binary_outputs)
+
+
+def encode_answer(head: Mapping[str, Any], tensors: Sequence[tuple[NamedTensor, bool]]) -> tuple[bytes, int | None]:
+    """Encode `head` and the outputs, those marked in binary; return the body and, with binary data, the JSON's size."""
+    outputs, blobs = [], []
+    for tensor, is_binary in tensors:
+        output: dict[str, Any] = {"name": tensor.name, "shape": tensor.array.shape, "datatype": tensor.datatype}
+        if is_binary:
+            blob = write_binary(tensor)
+            blobs.append(blob)
+            output["parameters"] = {"binary_data_size": len(blob)}
+        else:
+            output["data"] = tensor.array.reshape(-1).tolist()
+        outputs.append(output)
+    body = msgspec.json.encode({**head, "outputs": outputs})
+    return b"".join([body, *blobs]), len(body) if blobs else None

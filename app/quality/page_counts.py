@@ -1,0 +1,85 @@
+"""What stands behind a window's numbers, from the ledger: predictions and labels over time, and by score."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Annotated
+
+import asyncpg
+import msgspec
+from msgspec import Meta
+
+from app.database.queries import Connection
+from app.measures.buckets import choose_span
+from app.measures.cells import BINS
+from app.quality.ledger_queries import count_outcomes
+
+SCORE_BARS = 20
+"""As many as `prediction_score_distribution` has buckets: 0.05 each."""
+
+
+class Counts(msgspec.Struct, kw_only=True):
+    """Predictions, those of them that are labelled, and those whose label is the predicted class."""
+
+    predictions: int = 0
+    labelled: int = 0
+    correct: int = 0
+
+    def add(self, row: asyncpg.Record) -> None:
+        """Add a row of `count_outcomes`."""
+        self.predictions += row["predictions"]
+        self.labelled += row["labelled"]
+        self.correct += row["correct"]
+
+
+class TimeCounts(Counts, kw_only=True):
+    """Counts of the predictions with since <= created_at < until."""
+
+    since: datetime
+    until: datetime
+    classes: Annotated[dict[str, int], Meta(description="Predictions by predicted class")]
+
+
+class ScoreCounts(Counts, kw_only=True):
+    """Counts of the predictions with lower <= score < upper, the last one 1.0 too."""
+
+    lower: float
+    upper: float
+
+
+async def count_window(
+    connection: Connection, names: tuple[str, str, str], since: datetime, until: datetime
+) -> tuple[list[TimeCounts], list[ScoreCounts]]:
+    """Count what (model, version, role) predicted in a window by time and by score; both without gaps.
+
+    `since` is a window's start (`spans.window_start`). The ledger knows what was folded until now, which is a little
+    more than the result that was computed at `until` does.
+    """
+    span = choose_span(since, until)
+    rows = await count_outcomes(connection, names, span, since, until, BINS // SCORE_BARS)
+    # In a thread: with many classes there are tens of thousands of rows.
+    return await asyncio.to_thread(lambda: (count_by_time(rows, span, since, until), count_by_score(rows)))
+
+
+def count_by_time(rows: Sequence[asyncpg.Record], span: int, since: datetime, until: datetime) -> list[TimeCounts]:
+    """Count by buckets of `span` seconds; the last one ends at `until`."""
+    length, at = timedelta(seconds=span), since
+    buckets: dict[datetime, TimeCounts] = {}
+    while at < until:
+        buckets[at] = TimeCounts(since=at, until=min(at + length, until), classes={})
+        at += length
+    for row in rows:
+        if row["starts_at"] is not None:
+            bucket = buckets[row["starts_at"]]
+            bucket.add(row)
+            bucket.classes[row["predicted_class"]] = row["predictions"]
+    return list(buckets.values())
+
+
+def count_by_score(rows: Sequence[asyncpg.Record]) -> list[ScoreCounts]:
+    """Count by equal parts of the scores from 0 to 1."""
+    bars = [ScoreCounts(lower=bar / SCORE_BARS, upper=(bar + 1) / SCORE_BARS) for bar in range(SCORE_BARS)]
+    for row in rows:
+        if row["starts_at"] is None:
+            bars[row["score_bar"]].add(row)
+    return bars

@@ -1,0 +1,187 @@
+"""Compute the quality of every version over every window, one replica at a time, and store it for all."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import asyncpg
+import msgspec
+import numpy as np
+
+from app.database.queries import Connection
+from app.measures.buckets import kept_since, round_down, window_start
+from app.measures.cells import Cells
+from app.measures.f1 import choose_average
+from app.measures.measure import measure
+from app.quality import ledger, queries
+from app.quality.labels import sweep_pending
+from app.quality.ledger_queries import count_period
+from app.quality.queries import QualityResult
+from app.settings import F1Average, QualityWindow
+
+MINUTE = timedelta(minutes=1)
+
+Version = tuple[str, str]
+"""Name of a model, and of its version."""
+
+
+@dataclass(frozen=True, slots=True)
+class QualitySettings:
+    """What the operator has chosen for the numbers."""
+
+    windows: tuple[QualityWindow, ...]
+    average: F1Average | None
+    min_labels: int
+    objective: float | None
+
+    @property
+    def window_names(self) -> list[str]:
+        """The names of the windows, as the operator wrote them."""
+        return [window.name for window in self.windows]
+
+
+async def refresh_results(
+    pool: asyncpg.Pool, settings: QualitySettings, loaded: Collection[Version], fresh: timedelta
+) -> bool:
+    """Sweep, fold, sum, measure and store; False when another replica is at it or did so within `fresh`.
+
+    Sweep and fold commit by themselves, so that neither is undone or held up by what comes after. Results are stored
+    of the versions that are `loaded` here or have predictions in some window.
+    """
+    async with pool.acquire(timeout=5) as connection:
+        await sweep_pending(connection)
+        async with connection.transaction():
+            if not await is_due(connection, fresh):
+                return False
+            await ledger.fold_ledger(connection, await queries.read_clock(connection))
+        async with connection.transaction():
+            if not await is_due(connection, fresh):
+                return False
+            now = await queries.read_clock(connection)
+            results = await score_windows(connection, settings, loaded, now)
+            await queries.store_results(connection, now, settings.window_names, results)
+        await check_ledger(connection)
+    return True
+
+
+async def is_due(connection: Connection, fresh: timedelta) -> bool:
+    """Become the one replica that runs the job until this transaction ends, unless another has just done so."""
+    return await queries.try_job_lock(connection) and not await queries.is_computed_within(connection, fresh)
+
+
+async def score_windows(
+    connection: Connection, settings: QualitySettings, loaded: Collection[Version], now: datetime
+) -> list[QualityResult]:
+    """Score every version over every window up to `now`, from the ledger."""
+    starts = [window_start(now, window.length) for window in settings.windows]
+    sums: defaultdict[int, list[asyncpg.Record]] = defaultdict(list)
+    for row in await ledger.sum_windows(connection, starts, now):
+        sums[row["position"]].append(row)
+    shown = {*loaded, *((row["model_name"], row["model_version"]) for rows in sums.values() for row in rows)}
+    versions = [row for row in await queries.fetch_versions(connection) if (row["name"], row["version"]) in shown]
+    periods = [Period(window.name, since, now, now) for window, since in zip(settings.windows, starts, strict=True)]
+
+    def score_all() -> list[QualityResult]:
+        return [
+            result
+            for position, period in enumerate(periods)
+            for result in score_versions(versions, sums[position], period, settings)
+        ]
+
+    return await asyncio.to_thread(score_all)
+
+
+async def score_period(
+    connection: Connection, since: datetime, until: datetime, settings: QualitySettings
+) -> list[QualityResult]:
+    """Score every known version on its predictions with since <= created_at <= until, from the rows themselves."""
+    latest = min(until, queries.LATEST)
+    last_ms = latest.replace(microsecond=latest.microsecond // 1000 * 1000)
+    rows = await count_period(connection, since, last_ms + timedelta(milliseconds=1))
+    versions = await queries.fetch_versions(connection)
+    period = Period("period", since, until, await queries.read_clock(connection))
+    return await asyncio.to_thread(score_versions, versions, rows, period, settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """The time whose predictions a result is about, and when it was computed."""
+
+    name: str
+    since: datetime
+    until: datetime
+    computed_at: datetime
+
+
+def score_versions(
+    versions: Sequence[asyncpg.Record], sums: Sequence[asyncpg.Record], period: Period, settings: QualitySettings
+) -> list[QualityResult]:
+    """Score versions on their sums: each as `live`, in other roles if it has predictions there."""
+    found = {(row["model_name"], row["model_version"], row["role"]): row for row in sums}
+    results = []
+    for version in versions:
+        names = (version["name"], version["version"])
+        roles = {"live", *(role for *key, role in found if tuple(key) == names)}
+        results += [score(version, role, found.get((*names, role)), period, settings) for role in sorted(roles)]
+    return results
+
+
+def score(
+    version: asyncpg.Record, role: str, sums: asyncpg.Record | None, period: Period, settings: QualitySettings
+) -> QualityResult:
+    """Measure one version from its sums, None when it has no predictions."""
+    classes = [str(name) for name in msgspec.json.decode(version["classes"])]
+    if sums is not None:  # a class that the version does not have was written by hand: it counts as one more
+        classes += sorted({*sums["predicted"], *sums["labels"]} - {*classes, None})
+    positive = classes.index(version["positive_class"]) if len(classes) == 2 and version["positive_class"] else None
+    average = choose_average(settings.average, len(classes))
+    cells = make_cells(sums, {name: at for at, name in enumerate(classes)})
+    measures = measure(cells, len(classes), positive, average, settings.min_labels)
+    return QualityResult(
+        *(version["name"], version["version"], role, period.name, period.computed_at, period.since, period.until),
+        label_delay_seconds=sums["delay_sum"] / 1000 / measures.labelled if sums and measures.labelled else None,
+        confusion=name_confusion(measures.confusion, classes),
+        measures=measures,
+    )
+
+
+def make_cells(sums: asyncpg.Record | None, index: Mapping[str, int]) -> Cells:
+    """Return sums as the numbers want them: classes by their index."""
+    if sums is None:
+        whole, real = np.zeros(0, dtype=np.int64), np.zeros(0)
+        return Cells(whole, whole, whole, whole, real, real)
+    return Cells(
+        bins=np.array(sums["bins"], dtype=np.int64),
+        predicted=np.array([index[name] for name in sums["predicted"]], dtype=np.int64),
+        labels=np.array([-1 if name is None else index[name] for name in sums["labels"]], dtype=np.int64),
+        rows=np.array(sums["rows"], dtype=np.int64),
+        score_sums=np.array(sums["score_sums"], dtype=np.float64),
+        score_square_sums=np.array(sums["score_square_sums"], dtype=np.float64),
+    )
+
+
+def name_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Return {label: {predicted class: rows}} without what never occurred."""
+    named = {
+        label: {name: rows for name, rows in zip(classes, row, strict=True) if rows}
+        for label, row in zip(classes, matrix, strict=True)
+    }
+    return {label: row for label, row in named.items() if row}
+
+
+async def check_ledger(connection: Connection) -> None:
+    """Once a minute, compare the ledger with the rows of the last whole minute, and of the oldest that is kept.
+
+    So every minute is checked twice: when its predictions are stored, and when most of its labels have come.
+    """
+    async with connection.transaction():
+        now = await queries.read_clock(connection)
+        newest = round_down(now, 60) - MINUTE
+        checked, _ = await queries.read_check(connection)
+        if checked >= newest and checked <= now:
+            return
+        oldest = kept_since(60, now) + MINUTE
+        mismatch_rows = sum([await ledger.count_mismatch(connection, minute) for minute in (newest, oldest)])
+        await queries.store_check(connection, newest, mismatch_rows)

@@ -1,0 +1,1 @@
+"""uvicorn for production: deadlines and limits for each connection, and a short way for POST /predict."""

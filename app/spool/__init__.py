@@ -1,0 +1,1 @@
+"""Rows on local disk until PostgreSQL has them; knows no database."""

@@ -1,0 +1,1 @@
+"""What every handler shares: bodies, queries, request ids, problems, static files."""
