@@ -1,8 +1,19 @@
-"""The tree of errors that this service answers or stops with."""
+"""The tree of errors that this service answers or stops with, and the reasons that /health shows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import ClassVar
+
+import msgspec
+
+
+class Reason(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that is wrong and lasts: a code for machines, words for the operator, and since when."""
+
+    code: str
+    detail: str
+    since: datetime = msgspec.field(default_factory=lambda: datetime.now(UTC))
 
 
 @dataclass(frozen=True, slots=True)
