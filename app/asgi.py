@@ -21,7 +21,7 @@ from app.api.predict_batch import make_batcher
 from app.database.pool import DatabaseUnreachableError, open_database_url, open_pool
 from app.errors import ScorekeeperError, StartupError
 from app.jobs import STALE_INTERVALS, Jobs, JobSettings, open_scheduler
-from app.logs import configure_logging
+from app.logs import configure_logging, open_access_log
 from app.open_inference import routes as open_inference_models
 from app.openapi import document as openapi
 from app.prediction_log.log import open_log
@@ -32,7 +32,7 @@ from app.serving.pins import read_pins
 from app.serving.reloading import Reloader
 from app.serving.repository import ModelRepository
 from app.settings import Durability, Settings
-from app.state import Lifecycle, Scoreboard, State
+from app.state import STATE_KEY, Lifecycle, Scoreboard, State
 from app.tasks import stop_server
 from app.web.problem import render_error, render_http_exception
 from app.web.requests import RequestMiddleware
@@ -40,7 +40,7 @@ from app.web.requests import RequestMiddleware
 logger = logging.getLogger(__name__)
 
 ROUTES = [
-    Route("/predict", predict.predict, methods=["POST"]),
+    Route("/predict", predict.post_predict, methods=["POST"]),
     Route("/labels", labels.post_labels, methods=["POST"]),
     Route("/predictions", predictions.list_predictions),
     Route("/predictions/{prediction_id}", predictions.get_prediction),
@@ -82,6 +82,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, State]]:  # noqa: 
     lifecycle, scoreboard = Lifecycle(), Scoreboard(max(STALE_INTERVALS * f1_interval, timedelta(minutes=1)))
     spool = settings.data_dir / "spool"
     async with (
+        open_access_log(settings.log_format, is_wanted=settings.access_log) as access_log,
         open_database_url(settings.database_url, settings.data_dir) as url,
         open_pool(url, REQUEST_CONNECTIONS) as pool,
         open_pool(url, LOG_CONNECTIONS) as log_pool,
@@ -112,13 +113,14 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, State]]:  # noqa: 
                 max_body_bytes=settings.max_body_bytes,
                 max_batch_rows=settings.max_batch_rows,
                 quality=quality_settings,
+                access_log=access_log,
                 scoreboard=scoreboard,
             )
             del loaded  # or the versions of the start could not leave memory
             async with open_scheduler(jobs, reloader, f1_interval):
                 with stop_gently(lifecycle):
                     logger.info("ready: %d model(s), default %s", len(repository.all()), repository.default_model)
-                    yield {"scorekeeper": state}
+                    yield {STATE_KEY: state}
 
 
 async def prepare_database(jobs: Jobs, durability: Durability) -> None:
@@ -167,9 +169,6 @@ requests = RequestMiddleware(starlette)
 
 async def main(scope: Scope, receive: Receive, send: Send) -> None:
     """Serve one connection's request, or the lifespan, whose failure to start is told in one line."""
-    if scope["type"] == "http" and scope["path"] == "/predict" and scope["method"] == "POST":
-        await predict.predict(scope, receive, send)
-        return
     if scope["type"] != "lifespan":
         await requests(scope, receive, send)
         return

@@ -72,7 +72,7 @@ class OptionalGauge(Collector):
 HTTP_REQUESTS = Counter("http_requests_total", "Answers by method, route and status", ["method", "route", "status"])
 HTTP_REQUEST_DURATION = BatchHistogram(
     "http_request_duration_seconds",
-    "From the first byte given to the application to the last byte of the answer",
+    "From the request's last byte received to the answer's last byte handed to the socket",
     ["method", "route"],
     edges=[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
 )
@@ -83,10 +83,17 @@ def _request_counter(method: str, route: str, status: int) -> Counter:
     return HTTP_REQUESTS.labels(method, route, status)
 
 
-def count_request(method: str, route: str, status: int, seconds: float) -> None:
-    """Count an answer; method, route and status are of bounded number."""
+def count_request(method: str, route: str, status: int, seconds: float | None) -> None:
+    """Count an answer, and its time if it has one; method, route and status are of bounded number."""
     _request_counter(method, route, status).inc()
-    HTTP_REQUEST_DURATION.add((method, route), seconds)
+    if seconds is not None:
+        HTTP_REQUEST_DURATION.add((method, route), seconds)
+
+
+ACCESS_LOG_DROPPED = Counter(
+    "access_log_dropped_lines_total",
+    "Lines of the access log that were dropped because standard error did not take them",
+)
 
 
 PREDICTIONS = Counter(
@@ -125,7 +132,9 @@ LOG_STORED = Counter(
     "prediction_log_stored_rows_total", "Rows that PostgreSQL has committed, those of earlier runs too"
 )
 LOG_REPEATED = Counter("prediction_log_repeated_rows_total", "Rows offered to PostgreSQL that were there already")
-LOG_REFUSED = Counter("prediction_log_refused_rows_total", "Rows whose request was answered 503 for want of the log")
+LOG_REFUSED = Counter(
+    "prediction_log_refused_rows_total", "Rows whose request was answered 503 because the log could not take them"
+)
 LOG_DEAD = Counter("prediction_log_dead_rows_total", "Rows that PostgreSQL refuses, kept in the spool's dead/")
 LOG_PENDING = Gauge("prediction_log_pending_rows", "Rows that were promised, or wait to be, and are not stored yet")
 LOG_LAG = Gauge("prediction_log_lag_seconds", "Age of the oldest row that was promised and is not stored yet")

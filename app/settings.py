@@ -51,6 +51,7 @@ class Settings:
     max_body_bytes: int
     max_batch_rows: int
     log_format: LogFormat
+    access_log: bool
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
@@ -100,6 +101,7 @@ class Settings:
                 "MAX_BATCH_ROWS", "10000", _between(1, 100_000, int), "a number of rows from 1 to 100000"
             ),
             log_format=read("LOG_FORMAT", "console", _one_of(*get_args(LogFormat)), "json or console"),
+            access_log=read("ACCESS_LOG", "true", _parse_bool, "true or false"),
         )
 
 

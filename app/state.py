@@ -9,12 +9,16 @@ import asyncpg
 from starlette.types import Scope
 
 from app.database.migrate import SchemaState
+from app.logs import AccessLog
 from app.prediction_log.log import PredictionLog
 from app.quality.queries import QualityResult
 from app.quality.refresh import QualitySettings
 from app.serving.reloading import Reloader
 from app.serving.repository import ModelRepository
 from app.settings import Durability
+
+STATE_KEY = "scorekeeper"
+"""Under which the lifespan's state, and so that of every request, has `State`."""
 
 
 @dataclass(slots=True)
@@ -40,7 +44,7 @@ class Scoreboard:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Handles of everything that is open while the server runs; under the key `scorekeeper` of the lifespan state.
+    """Handles of everything that is open while the server runs.
 
     `loop` is the running one: until Python 3.12 asking asyncio for it is a system call.
     """
@@ -55,10 +59,11 @@ class State:
     max_body_bytes: int
     max_batch_rows: int
     quality: QualitySettings
+    access_log: AccessLog | None
     scoreboard: Scoreboard
 
 
 def get_state(scope: Scope) -> State:
     """Return the state of the process that serves this request."""
-    state: State = scope["state"]["scorekeeper"]
+    state: State = scope["state"][STATE_KEY]
     return state

@@ -1,7 +1,9 @@
 """POST /predict, single rows, as a share of a bare uvicorn: `python benchmarks/predict.py`.
 
 The server runs on the first core; wrk and PostgreSQL on the second. Rounds of the servers are interleaved; the figure
-is the CPU time that the server process takes per request, bare over ours, the median of the rounds.
+is the CPU time that the server process takes per request, bare over ours, the median of the rounds. The server is as
+it is shipped, with its access log, which goes to a file; `quiet` is the same without. `--before DIR` has a second
+checkout, such as a worktree of the commit before, in the same rounds (`before` and `before, quiet`).
 """
 
 import argparse
@@ -96,15 +98,27 @@ def serve(application: str, port: int, environment: Mapping[str, str], directory
         case "unlogged":
             command += [str(HERE / "unlogged.py"), "serve"]
         case _:
-            command += ["-m", "uvicorn", application, "--log-level", "warning"]
-    command += ["--port", str(port), "--no-access-log"]
-    process = subprocess.Popen(command, cwd=directory, env={**os.environ, **environment})
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health/ready")
-        yield process.pid
-    finally:
-        process.terminate()
-        process.wait(60)
+            command += ["-m", "uvicorn", application, "--log-level", "warning", "--no-access-log"]
+    command += ["--port", str(port)]
+    environment = {**os.environ, "PYTHONPATH": str(directory), **environment}
+    if environment.get("ACCESS_LOG") == "false" and takes_flag(command, "--no-access-log", environment, directory):
+        command += ["--no-access-log"]  # of a checkout from before the setting
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, cwd=directory, env=environment, stderr=log)
+        try:
+            wait_for(f"http://127.0.0.1:{port}/health/ready")
+            yield process.pid
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def takes_flag(command: Sequence[str], flag: str, environment: Mapping[str, str], directory: Path) -> bool:
+    """Return whether a command says that it has a flag."""
+    asked = subprocess.run(
+        [*command, "--help"], cwd=directory, env=environment, capture_output=True, text=True, check=False
+    )
+    return flag in asked.stdout
 
 
 @contextmanager
@@ -159,13 +173,25 @@ def report(results: Sequence[dict[str, Round]], connections: int) -> None:
         )
 
 
+def list_servers(levels: Sequence[str], before: Path | None) -> list[tuple[str, str, str, Path]]:
+    """Return (name, level, ACCESS_LOG, checkout) of each server of ours."""
+    checkouts = [("", ROOT), *([("before, ", before.resolve())] if before else [])]
+    return [
+        (f"{whose}{level}{quiet}", level, access_log, checkout)
+        for level in levels
+        for whose, checkout in checkouts
+        for quiet, access_log in (("", "true"), (", quiet", "false"))
+    ]
+
+
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--connections", type=int, nargs="+", default=[16, 64])
-    parser.add_argument("--levels", nargs="+", default=["database"])
+    parser.add_argument("--levels", nargs="+", default=["fsync"])
+    parser.add_argument("--before", type=Path, metavar="DIR", help="another checkout to compare with")
     options = parser.parse_args()
     if shutil.which("wrk") is None:
         sys.exit("wrk is not installed: apt-get install wrk")
@@ -174,10 +200,11 @@ def main() -> None:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (work / "predict.lua").write_text(LUA)
         servers = {"bare": ("http://127.0.0.1:9100/predict", stack.enter_context(serve("bare:main", 9100, {}, HERE)))}
-        for port, level in enumerate(options.levels, 9101):
-            environment = {"DATABASE_URL": url, "DATA_DIR": str(work / level), "DURABILITY": level}
-            pid = stack.enter_context(serve("app:main", port, environment, ROOT))
-            servers[level] = (f"http://127.0.0.1:{port}/predict", pid)
+        for port, (name, level, access_log, checkout) in enumerate(list_servers(options.levels, options.before), 9101):
+            environment = {"DATABASE_URL": url, "DATA_DIR": str(work / str(port)), "DURABILITY": level}
+            environment["ACCESS_LOG"] = access_log
+            pid = stack.enter_context(serve("app:main", port, environment, checkout))
+            servers[name] = (f"http://127.0.0.1:{port}/predict", pid)
         print("| connections | server | share of bare | CPU µs/request | requests/s | p50 ms | p99 ms | errors |")
         print("|---|---|---|---|---|---|---|---|")
         for connections in options.connections:

@@ -20,7 +20,7 @@ PORT, STARTS = 9401, 7
 def start(environment: dict[str, str]) -> tuple[float, float]:
     """Start a server and end it; return seconds to ready and resident MiB."""
     began = time.perf_counter()
-    command = [sys.executable, "-m", "app", "serve", "--port", str(PORT), "--no-access-log"]
+    command = [sys.executable, "-m", "app", "serve", "--port", str(PORT)]
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, stdout=quiet, stderr=quiet)
     try:

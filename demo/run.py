@@ -29,6 +29,7 @@ SETTINGS = {
     "F1_INTERVAL_SECONDS": "5",
     "F1_OBJECTIVE": "0.915",
     "RETENTION_DAYS": "7",
+    "ACCESS_LOG": "false",
 }
 """As in compose.yaml, unless the environment says otherwise: short windows move."""
 
@@ -50,7 +51,7 @@ async def main() -> int:
     app = (sys.executable, "-m", "app")
     async with AsyncExitStack() as stack:
         serve = await stack.enter_async_context(
-            running(*app, "serve", f"--port={options.port}", "--no-access-log", environment={**SETTINGS, **os.environ})
+            running(*app, "serve", f"--port={options.port}", environment={**SETTINGS, **os.environ})
         )
         if not await wait_ready(server, serve, stopping):
             return int(not stopping.is_set())

@@ -14,7 +14,7 @@ from app.asgi import ROUTES
 from app.commands.parser import parse_arguments
 from app.database import pool
 from app.prediction_log import log
-from app.server.connection import Limits
+from app.server.deadlines import Limits
 from app.settings import Settings
 from tests.test_settings import Recorder
 

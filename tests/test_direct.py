@@ -1,15 +1,14 @@
-"""`POST /predict` under `python -m app serve`: a request that skips ASGI is answered as one that does not."""
+"""`POST /predict` under `scorekeeper serve`: a request that skips ASGI is answered as one that does not."""
 
 import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
 
+import httpx2
 import pytest
-from uvicorn.server import ServerState
 
-from app.server.connection import GuardedConfig, GuardedProtocol, Limits
-from app.server.direct import DirectCycle
+from app.web.body import LARGE_BODY_BYTES
 from tests.test_server import BODY, Answer, Process, connect, run_process
 
 JSON = b"Content-Type: application/json\r\n"
@@ -125,56 +124,50 @@ async def test_the_server_serves_on_when_clients_leave_before_their_answer(share
 
         assert (await client.read_answer()).status == 200
     log = shared.log.read_text()
-    assert "protocol.py" not in log
+    assert "connection.py" not in log
     assert "direct.py" not in log
     assert "/predict failed" not in log
 
 
-class Wire(asyncio.Transport):
-    """The far end of a connection: what is written."""
+async def test_answers_that_nobody_reads_do_not_pile_up(shared: Process) -> None:
+    """Behind a client that does not read, the next request waits for it, instead of filling the server's memory."""
+    body = json.dumps({"instances": [[1, 2, 3, 4, 5]] * 1000}).encode()
+    assert len(body) < LARGE_BODY_BYTES
+    before = await count_answered(shared)
+    async with connect(shared.port, limit=1024) as client:
+        for _ in range(50):  # 10 MB of answers, of which the sockets' buffers hold a part
+            client.writer.write(spell(DIRECT, body))
+            await client.writer.drain()
+            await asyncio.sleep(0.02)  # one at a time, so that few of them are pipelined
+        assert await count_answered(shared) - before < 45
 
-    def __init__(self) -> None:
-        super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
-        self.written: list[bytes] = []
+        answers = [await client.read_answer() for _ in range(50)]
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self.written.append(bytes(data))
-
-    def is_closing(self) -> bool:
-        return False
-
-    def close(self) -> None:
-        """Stay as it is: what is written afterwards is to be seen."""
-
-    def resume_reading(self) -> None:
-        """Nothing was paused."""
+    assert [len(answer.body["predictions"]) for answer in answers] == [1000] * 50
 
 
-async def receive_head() -> tuple[GuardedProtocol, DirectCycle, Wire]:
-    """A connection that has read the head of a request, whose body never comes."""
-    config = GuardedConfig("127.0.0.1", 0, access_log=False, limits=Limits())
-    connection, wire = GuardedProtocol(config, ServerState(), {"scorekeeper": None}), Wire()
-    connection.access_log = False
-    connection.connection_made(wire)
-    connection.data_received(spell(DIRECT)[: -len(BODY)])
-    cycle = connection.cycle
-    assert isinstance(cycle, DirectCycle)
-    return connection, cycle, wire
+@pytest.mark.parametrize("target", [DIRECT, THROUGH_ASGI])
+async def test_the_time_of_a_request_begins_when_its_last_byte_has_come(shared: Process, target: bytes) -> None:
+    request = spell(target)
+    before = await sum_seconds(shared)
+    async with connect(shared.port) as client:
+        await client.send(request[:-5])
+        await asyncio.sleep(1)  # what the client takes is no time of ours
+        await client.send(request[-5:])
+
+        assert (await client.read_answer()).status == 200
+    assert await sum_seconds(shared) - before < 0.5
 
 
-async def test_only_the_first_answer_is_written() -> None:
-    _, cycle, wire = await receive_head()
-
-    cycle.answer(200, [], b"first")
-    cycle.answer(503, [], b"second")
-
-    assert [line.endswith(b"first") for line in wire.written] == [True]
+async def count_answered(process: Process) -> float:
+    return await scrape(process, 'http_requests_total{method="POST",route="/predict",status="200"}')
 
 
-async def test_nothing_is_written_when_the_client_has_gone() -> None:
-    connection, cycle, wire = await receive_head()
-    connection.connection_lost(None)
+async def sum_seconds(process: Process) -> float:
+    return await scrape(process, 'http_request_duration_seconds_sum{method="POST",route="/predict"}')
 
-    cycle.answer(200, [], b"late")
 
-    assert wire.written == []
+async def scrape(process: Process, series: str) -> float:
+    async with httpx2.AsyncClient() as client:
+        text = (await client.get(f"http://127.0.0.1:{process.port}/metrics")).text
+    return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(series))

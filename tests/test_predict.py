@@ -1,4 +1,6 @@
+import threading
 import time
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
@@ -10,7 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import pytest
+from asgi_lifespan import LifespanManager
+from starlette.types import Receive, Scope, Send
 
+from app import main
+from app.api.predict import predict as serve_predict
+from app.state import State, get_state
 from tests.conftest import OpenClient
 from tests.support.answers import BY_NAME, FEATURES, NAMES, pick, predict, scrape
 from tests.support.onnx_files import write_squares
@@ -290,3 +297,39 @@ async def test_predict_leaves_prediction_metrics_alone_when_refused(client: http
     for name, values in after.items():
         if name[0].startswith(("predictions_total", "prediction_score_distribution")) and "_created" not in name[0]:
             assert values == before.get(name, 0)
+
+
+class WatchedHeaders(list[tuple[bytes, bytes]]):
+    """Headers that note which threads look at them."""
+
+    def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        super().__init__(headers)
+        self.threads: set[int] = set()
+
+    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
+        self.threads.add(threading.get_ident())
+        return super().__iter__()
+
+
+@pytest.mark.parametrize(("rows", "leaves_the_loop"), [(1, False), (5000, True)])
+async def test_a_body_that_takes_long_to_read_is_read_in_a_thread(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, leaves_the_loop: bool
+) -> None:
+    for name, value in {"DATABASE_URL": database_url, "DATA_DIR": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    body = msgspec.json.encode({"instances": [[1, 2, 3, 4, 5]] * rows})
+    headers = WatchedHeaders([(b"content-type", b"application/json")])
+    states: list[State] = []
+
+    async def keep_state(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            states.append(get_state(scope))
+        await main(scope, receive, send)
+
+    async with LifespanManager(keep_state, startup_timeout=60) as manager:
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(manager.app), base_url="http://test") as client:
+            await client.get("/health/live")
+        status, _, _ = await serve_predict(headers, body, states[0], "an-id")
+
+    assert status == 200
+    assert (headers.threads != {threading.get_ident()}) == leaves_the_loop

@@ -17,7 +17,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from app.server.connection import Limits
+from app.server.deadlines import Limits
 from tests.support.processes import ROOT, find_free_port, wait_until
 
 LIMITS = Limits(
@@ -54,11 +54,11 @@ class Process:
         self.port = find_free_port()
         self.database_port = find_free_port()
         self.log = directory / "server.log"
-        options = ["--port", str(self.port), "--no-access-log"]
+        options = ["--port", str(self.port)]
         command = ["-m", "app", "serve", *options]
         if limits is not None:
-            call = f"serve('127.0.0.1', {self.port}, access_log=False, limits={limits!r})"
-            command = ["-c", f"from app.server.connection import Limits; from app.server.serve import serve; {call}"]
+            call = f"serve('127.0.0.1', {self.port}, limits={limits!r})"
+            command = ["-c", f"from app.server.deadlines import Limits; from app.server.serve import serve; {call}"]
         environment = {
             "DATA_DIR": str(directory / "data"),
             "DATABASE_URL": f"postgresql://user:password@127.0.0.1:{self.database_port}/nowhere",
@@ -241,13 +241,21 @@ async def test_a_slow_body_with_progress_is_answered_200(port: int) -> None:
         (HEAD + b"X: y\r\n" * 100_000, 431, "more than the 100 headers allowed"),
         (b"GET /" + b"x" * 8192 + b" HTTP/1.1\r\n\r\n", 414, "more than the 8192 bytes allowed"),
         (b"GET /?" + b"x" * 3_000_000, 414, "more than the 8192 bytes allowed"),
-        (HEAD + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, "no HTTP/1.1 request"),
-        (HEAD + b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n", 400, "no HTTP/1.1 request"),
-        (HEAD + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\n", 400, "no HTTP/1.1 request"),
-        (HEAD + b"Transfer-Encoding: xchunked\r\n\r\n", 400, "no HTTP/1.1 request"),
-        (b"GET /health/live HTTP/1.1\nHost: x\n\n", 400, "no HTTP/1.1 request"),
-        (HEAD + b"X: y\r\n folded\r\n\r\n", 400, "no HTTP/1.1 request"),
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "no HTTP/1.1 request"),
+        (
+            HEAD + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+            "not a valid HTTP/1.1",
+        ),
+        (
+            HEAD + b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n",
+            400,
+            "not a valid HTTP/1.1",
+        ),
+        (HEAD + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\n", 400, "not a valid HTTP/1.1"),
+        (HEAD + b"Transfer-Encoding: xchunked\r\n\r\n", 400, "not a valid HTTP/1.1"),
+        (b"GET /health/live HTTP/1.1\nHost: x\n\n", 400, "not a valid HTTP/1.1"),
+        (HEAD + b"X: y\r\n folded\r\n\r\n", 400, "not a valid HTTP/1.1"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "not a valid HTTP/1.1"),
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\n3;" + b"x" * 3_000_000, 400, "more framing than content"),
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: " + b"x" * 3_000_000, 400, "more framing than content"),
     ],
@@ -436,7 +444,7 @@ async def test_deadlines_hold_while_the_server_stops(tmp_path: Path) -> None:
 def test_fewer_connections_are_accepted_when_fewer_files_may_be_open() -> None:
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (200, 800));"
-        "from app.server.connection import Limits; from app.server.serve import fit_limits;"
+        "from app.server.deadlines import Limits; from app.server.serve import fit_limits;"
         "print(fit_limits(Limits()).connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
     )
 

@@ -6,17 +6,69 @@ from typing import Annotated
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
-from starlette.types import Receive, Scope, Send
+from starlette.requests import Request
+from starlette.responses import Response
 
-from app.api.predict_batch import PredictJob
+from app.api.predict_batch import Answer, Headers, PredictJob, answer_error
 from app.api.predict_rows import read_features
-from app.api.reply import AsgiChannel, Channel, Headers, Reply
 from app.errors import Fault, invalid
 from app.prediction_log.record import TEXT_LIMIT, is_storable
 from app.serving.repository import Served
 from app.state import State, get_state
 from app.web.body import LARGE_BODY_BYTES, Row, check_headers, check_repeated_names, decode_body, read_body
-from app.web.requests import take_request_id
+from app.web.requests import get_request_id
+
+PATH = "/predict"
+
+
+async def post_predict(request: Request) -> Response:
+    """Score one row or many; the 200 is sent when every row is safe."""
+    state, scope = get_state(request.scope), request.scope
+    body = await read_body(scope, request.receive, state.max_body_bytes)
+    status, headers, content = await predict(scope["headers"], body, state, get_request_id(scope))
+    return Response(content, status, {name.decode(): value.decode() for name, value in headers})
+
+
+def predict(headers: Headers, body: bytes, state: State, request_id: str) -> "asyncio.Future[Answer]":
+    """Serve POST /predict: the answer, an error's too, comes as the result; cancel it when its client has gone.
+
+    headers and body -> checked rows, in the model's order (`read_job`) -> the model's batcher -> one run with whatever
+    else waits -> answers and log rows (`predict_batch.answer_batch`) -> the log has promised them -> the answer.
+    """
+    if len(body) >= LARGE_BODY_BYTES:
+        return state.loop.create_task(_predict_large(headers, body, state, request_id))
+    answer: asyncio.Future[Answer] = state.loop.create_future()
+    try:
+        served, job = read_job(headers, body, state, request_id, answer)
+        served.batcher.submit(job)
+    except Exception as error:  # a bug among them, which is logged there
+        answer.set_result(answer_error(error, request_id))
+    return answer
+
+
+async def _predict_large(headers: Headers, body: bytes, state: State, request_id: str) -> Answer:
+    """Do the same for a body that takes more than a millisecond to read, which a thread does."""
+    answer: asyncio.Future[Answer] = state.loop.create_future()
+    try:
+        served, job = await asyncio.to_thread(read_job, headers, body, state, request_id, answer)
+        served.batcher.submit(job)
+    except Exception as error:
+        return answer_error(error, request_id)
+    return await answer
+
+
+def read_job(
+    headers: Headers, body: bytes, state: State, request_id: str, answer: "asyncio.Future[Answer]"
+) -> tuple[Served, PredictJob]:
+    """Decode and check a request: which model it asks for, and its rows in that model's order. Raises 4xx."""
+    check_headers(headers, state.max_body_bytes)
+    asked = decode_predict(body)
+    rows = list_rows(asked, state.max_batch_rows)
+    served = state.repository.get(asked.model, None if asked.version is None else str(asked.version))
+    values = read_features(rows, served.model.signature, lambda: list_pointers(asked))
+    many = not isinstance(asked.instances, UnsetType)
+    return served, PredictJob(values, list_external_ids(asked), request_id, many, answer)
+
 
 ExternalId = Annotated[str, Meta(max_length=TEXT_LIMIT)]
 
@@ -33,48 +85,6 @@ class PredictBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 DECODER = msgspec.json.Decoder(PredictBody)
-
-
-async def predict(scope: Scope, receive: Receive, send: Send) -> None:
-    """Serve one request over ASGI; small ones that come over `app.server.connection` go to `begin_predict` directly."""
-    state, channel = get_state(scope), AsgiChannel(get_state(scope).loop)
-    reply = Reply(channel, take_request_id(scope["headers"]))
-    try:
-        body = await read_body(scope, receive, state.max_body_bytes)
-        if len(body) < LARGE_BODY_BYTES:
-            submit_rows(body, state, reply)
-        else:  # what takes more than a millisecond is not done on the event loop
-            served, job = await asyncio.to_thread(read_job, body, state, reply)
-            served.batcher.submit(job)
-    except Exception as error:  # a bug among them, which is logged there
-        reply.set_exception(error)
-    await channel.send_answer(send)
-
-
-def begin_predict(headers: Headers, body: bytes, state: State, channel: Channel) -> None:
-    """Serve one request with a small body without a task of its own: `channel` is given the answer, now or later."""
-    reply = Reply(channel, take_request_id(headers))
-    try:
-        check_headers(headers, state.max_body_bytes)
-        submit_rows(body, state, reply)
-    except Exception as error:  # a bug among them, which is logged there
-        state.loop.call_soon(reply.set_exception, error)  # when all that the connection has received is parsed
-
-
-def submit_rows(body: bytes, state: State, reply: Reply) -> None:
-    """Have the rows scored; the answer comes when the log has promised to store them."""
-    served, job = read_job(body, state, reply)
-    served.batcher.submit(job)  # -> answer.answer_batch -> log -> answer.deliver -> reply
-
-
-def read_job(body: bytes, state: State, reply: Reply) -> tuple[Served, PredictJob]:
-    """Decode and check the body: which model it asks for, and its rows in that model's order. Raises 400, 404, 422."""
-    asked = decode_predict(body)
-    rows = list_rows(asked, state.max_batch_rows)
-    served = state.repository.get(asked.model, None if asked.version is None else str(asked.version))
-    values = read_features(rows, served.model.signature, lambda: list_pointers(asked))
-    many = not isinstance(asked.instances, UnsetType)
-    return served, PredictJob(values, list_external_ids(asked), reply.request_id.decode(), many, reply)
 
 
 def decode_predict(body: bytes) -> PredictBody:

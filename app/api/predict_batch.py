@@ -1,5 +1,6 @@
 """A batch of prediction requests: scored together, each answered for itself when the log has promised its rows."""
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,17 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app import metrics
-from app.errors import Fault, InvalidRequestError, invalid
+from app.errors import Fault, InvalidRequestError, ScorekeeperError, invalid
 from app.prediction_log.log import PredictionLog
 from app.prediction_log.record import Record, Rows, encode_records, make_prediction_ids, read_clock_ms, time_from_ms
-from app.serving.batching import Answer, Batcher
+from app.serving.batching import Batcher
 from app.serving.features import Value
 from app.serving.model import Model, Scores
+from app.web.problem import render_problem
 
 logger = logging.getLogger(__name__)
 
 ENCODE_SECONDS_PER_ROW = 5e-6
 """Measured: making and encoding a row's record and answer, beside the model's own run."""
+
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+Answer = tuple[int, Headers, bytes]
+"""Status, headers and body; the door that a request came in by adds the headers of every answer, and its id."""
 
 
 @dataclass(slots=True)
@@ -33,7 +41,7 @@ class PredictJob:
     external_ids: Sequence[str | None]
     request_id: str
     many: bool
-    answer: Answer
+    answer: "asyncio.Future[Any]"
 
     @property
     def rows(self) -> int:
@@ -41,10 +49,17 @@ class PredictJob:
         return len(self.values)
 
     def render(self, predictions: list["Prediction"]) -> Any:
-        """Make what `answer` is given: for /predict a body."""
-        if not self.many:
-            return encode(predictions[0])
-        return encode(Predictions(predictions, predictions[0].model, predictions[0].model_version))
+        """Return what `answer` is given when the rows are safe: for /predict an `Answer`."""
+        body = encode(
+            Predictions(predictions, predictions[0].model, predictions[0].model_version)
+            if self.many
+            else predictions[0]
+        )
+        return 200, ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))), body
+
+    def fail(self, error: Exception) -> None:
+        """Answer an error."""
+        self.answer.set_result(answer_error(error, self.request_id))
 
     def point_at(self, row: int) -> str:
         """Return where the request has this row."""
@@ -68,6 +83,14 @@ class Predictions(msgspec.Struct, gc=False):
     predictions: list[Prediction]
     model: str
     model_version: str
+
+
+def answer_error(error: Exception, request_id: str) -> Answer:
+    """Return the answer to what went wrong with a request of /predict; a bug is logged."""
+    problem = render_problem(error, request_id)
+    if not isinstance(error, ScorekeeperError):
+        logger.error("POST /predict failed", exc_info=error)
+    return problem.status_code, problem.raw_headers, bytes(problem.body)
 
 
 @dataclass(slots=True)

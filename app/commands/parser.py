@@ -67,7 +67,7 @@ def _add_serve(commands: Commands) -> None:
     parser.add_argument(
         "--port", type=_at_least(0, int, at_most=65_535), default=8000, help="the port to listen at, 0: any"
     )
-    parser.add_argument("--no-access-log", dest="access_log", action="store_false", help="no line per request")
+    parser.add_argument("--root-path", default="", help="the prefix that a proxy before the server takes away")
     parser.set_defaults(command=_serve)
 
 
@@ -192,7 +192,7 @@ def _add_model(commands: Commands) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    serve(options.host, options.port, access_log=options.access_log)
+    serve(options.host, options.port, root_path=options.root_path)
     return 0
 
 

@@ -54,6 +54,10 @@ class InferJob(PredictJob):
         headers["Inference-Header-Content-Length"] = str(json_size)
         return Response(body, headers=headers, media_type="application/octet-stream")
 
+    def fail(self, error: Exception) -> None:
+        """Have the handler raise the error."""
+        self.answer.set_exception(error)
+
     def point_at(self, row: int) -> str:
         """Return where the request has this row."""
         return f"/rows/{row}"

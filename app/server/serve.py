@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from uvicorn import Server
 
-from app.server.connection import GuardedConfig, GuardedProtocol, Limits
+from app.server.connection import GuardedConfig, GuardedProtocol
+from app.server.deadlines import Limits
 from app.tasks import own_task
 
 logger = logging.getLogger(__name__)
@@ -21,10 +22,13 @@ OTHER_FILES = 256
 """File descriptors that the process needs beside connections: the spool, PostgreSQL, models, and some spare."""
 
 
-def serve(host: str, port: int, *, access_log: bool, limits: Limits | None = None) -> None:
-    """Serve the application until a signal ends it, which then ends the process as signals do."""
+def serve(host: str, port: int, *, root_path: str = "", limits: Limits | None = None) -> None:
+    """Serve the application until a signal ends it, which then ends the process as signals do.
+
+    `root_path` is the prefix that a proxy takes away before it passes a request on.
+    """
     gc.set_threshold(GC_THRESHOLD, 20, 50)
-    GuardedServer(GuardedConfig(host, port, access_log=access_log, limits=fit_limits(limits or Limits()))).run()
+    GuardedServer(GuardedConfig(host, port, limits=fit_limits(limits or Limits()), root_path=root_path)).run()
 
 
 def fit_limits(limits: Limits) -> Limits:

@@ -33,19 +33,6 @@ class OverloadedError(UnavailableError):
     """More rows wait than can be scored soon."""
 
 
-class Answer(Protocol):
-    """What a request waits for: a future, or what behaves like one."""
-
-    def done(self) -> bool:
-        """Tell that it is given, or that nobody waits for it any more."""
-
-    def set_result(self, result: Any) -> None:
-        """Give what `deliver` has for the request."""
-
-    def set_exception(self, exception: Exception) -> None:
-        """Give an error instead."""
-
-
 class Job(Protocol):
     """A request on its way: how many rows it has, and its answer to come."""
 
@@ -54,8 +41,11 @@ class Job(Protocol):
         """Rows of the request, at least one."""
 
     @property
-    def answer(self) -> Answer:
-        """Where `deliver` puts the result, or an exception goes."""
+    def answer(self) -> "asyncio.Future[Any]":
+        """Where `deliver` puts the result; cancelled when nobody waits for it any more."""
+
+    def fail(self, error: Exception) -> None:
+        """Answer an error, for a request that is not answered yet."""
 
 
 J = TypeVar("J", bound=Job)
@@ -143,20 +133,22 @@ class Batcher(Generic[J, R]):
     def _hand_over(self, outcomes: list[tuple[list[J], R | Exception]]) -> None:
         self._pace.end()
         self._delivery = self._loop.create_task(self._deliver_all(outcomes))
-        self._delivery.add_done_callback(lambda _: self._run_next())
+        self._delivery.add_done_callback(lambda _: self._loop.call_soon(self._loop.call_soon, self._run_next))
+        # Two turns of the loop later: in the first the answers go out, in the second the requests arrive that those
+        # clients send next. Without it they would split into two batches that alternate, at 1.4 times the cost.
 
     async def _deliver_all(self, outcomes: list[tuple[list[J], R | Exception]]) -> None:
-        """Deliver; whatever goes wrong, nobody is left waiting: each job's handler raises the error, and answers it."""
+        """Deliver; whatever goes wrong, nobody is left waiting: each job is failed with the error."""
         for jobs, outcome in outcomes:
             error = outcome if isinstance(outcome, Exception) else await self._try_deliver(jobs, outcome)
             for job in jobs:
                 if error is not None and not job.answer.done():
-                    job.answer.set_exception(error)
+                    job.fail(error)
 
     async def _try_deliver(self, jobs: list[J], result: R) -> Exception | None:
         try:
             await self._deliver(jobs, result)
-        except Exception as error:  # of the log or a bug: the jobs' handlers raise it again
+        except Exception as error:  # of the log, or a bug: each job answers it
             return error
         return None
 

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.errors import Fault, ScorekeeperError
-from app.web.requests import get_request_id
+from app.web.requests import get_path, get_request_id
 
 MAX_FAULTS = 20
 """Faults listed in one answer; a batch may have thousands, and the first few tell."""
@@ -17,7 +17,7 @@ MAX_FAULTS = 20
 
 def render_error(request: Request, error: Exception) -> Response:
     """Answer an error of our own tree, or a bug of ours, whose traceback uvicorn logs."""
-    return render_at(request.scope["path"], error, get_request_id(request.scope))
+    return render_at(get_path(request.scope), error, get_request_id(request.scope))
 
 
 def render_at(path: str, error: Exception, request_id: str) -> Response:
@@ -47,7 +47,7 @@ def render_http_exception(request: Request, error: Exception) -> Response:
     if "Allow" in headers:
         headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
     detail = "there is nothing at this path" if error.status_code == 404 else error.detail
-    if is_open_inference(request.scope["path"]):
+    if is_open_inference(get_path(request.scope)):
         return render_open_inference_error(error.status_code, detail, headers)
     return _render(get_request_id(request.scope), error.status_code, detail, headers)
 

@@ -1,4 +1,4 @@
-"""Around every request: its id, and its counters."""
+"""Around every request: its id, its counters and its line in the access log, whichever door it came in by."""
 
 import itertools
 import re
@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import metrics
+from app.logs import AccessLog, Client
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 """A client's X-Request-Id that is taken over; anything else is replaced."""
@@ -19,6 +20,37 @@ COUNTER = itertools.count(1)
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
 """Methods that become metric labels as they are; what else a client invents counts as OTHER."""
+
+RECEIVED_AT = "scorekeeper.received_at"
+"""Where a scope has the time at which the server received the request's last byte, by `time.perf_counter`."""
+
+
+def take_request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return the client's request id if it is sane, else a new one."""
+    for name, value in headers:
+        if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
+            return bytes(value)
+    return b"%s%016x" % (PROCESS_ID, next(COUNTER))
+
+
+def finish_request(  # noqa: PLR0913, PLR0917  # an object that holds them would cost each request as much again
+    access_log: AccessLog | None,
+    client: Client,
+    method: str,
+    target: bytes,
+    route: str,
+    status: int,
+    seconds: float | None,
+    request_id: bytes,
+) -> None:
+    """Count an answered request and write its line.
+
+    `seconds` run from the request's last byte received to the answer's last byte handed to the socket; None: the
+    request was refused before its last byte came.
+    """
+    metrics.count_request(method if method in METHODS else "OTHER", route, status, seconds)
+    if access_log is not None:
+        access_log.write(client, method, target, status, seconds, request_id)
 
 
 class RequestMiddleware:
@@ -32,10 +64,16 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started = time.perf_counter()
         request_id = take_request_id(scope["headers"])
         scope["scorekeeper.request_id"] = request_id.decode()
-        status = 500
+        status, received_at = 500, time.perf_counter()
+
+        async def receive_and_time() -> Message:
+            nonlocal received_at
+            message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body", False):
+                received_at = time.perf_counter()
+            return message
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -45,22 +83,35 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            await self.app(scope, receive, send_with_id)
+            await self.app(scope, receive_and_time, send_with_id)
         finally:
-            method = scope["method"] if scope["method"] in METHODS else "OTHER"
-            route = scope["route"].path if "route" in scope else "unmatched"
-            metrics.count_request(method, route, status, time.perf_counter() - started)
+            seconds = time.perf_counter() - scope.get(RECEIVED_AT, received_at)
+            finish_request(
+                scope["state"]["scorekeeper"].access_log,
+                scope["client"],
+                scope["method"],
+                get_target(scope),
+                scope["route"].path if "route" in scope else "unmatched",
+                status,
+                seconds,
+                request_id,
+            )
+
+
+def get_target(scope: Scope) -> bytes:
+    """Return the path and query of a request as they were sent."""
+    path: bytes = scope.get("raw_path") or scope["path"].encode()
+    query: bytes = scope["query_string"]
+    return b"%b?%b" % (path, query) if query else path
+
+
+def get_path(scope: Scope) -> str:
+    """Return the path of a request below the prefix that a proxy has taken away."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def get_request_id(scope: Scope) -> str:
     """Return the id that this request is answered and logged under."""
     request_id: str = scope["scorekeeper.request_id"]
     return request_id
-
-
-def take_request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Return the client's request id if it is sane, else a new one."""
-    for name, value in headers:
-        if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
-            return bytes(value)
-    return b"%s%016x" % (PROCESS_ID, next(COUNTER))

@@ -14,7 +14,7 @@ from uuid import UUID
 import asyncpg
 import numpy as np
 
-from app.server.connection import Limits
+from app.server.deadlines import Limits
 from tests.fuzzing.answers import READ_SECONDS, Answer, Said, WrongAnswerError, list_said, read_answer
 from tests.fuzzing.cases import CAR_LOAN, MIXTURE, RAW_EVERY, Case, make_case
 from tests.support.family_models import make_mixture
@@ -86,8 +86,8 @@ def make_server(database_url: str, directory: Path) -> Server:
     write_model(models, make_mixture().content, "mixture", "1")
     environment = {"DATABASE_URL": database_url, "DATA_DIR": str(directory / "data"), "MODEL_DIR": str(models)}
     server = Server({**environment, "DEFAULT_MODEL": "car-loan"})
-    call = f"serve('127.0.0.1', {server.port}, access_log=False, limits={LIMITS!r})"
-    server.command = ("-c", f"from app.server.connection import Limits; from app.server.serve import serve; {call}")
+    call = f"serve('127.0.0.1', {server.port}, limits={LIMITS!r})"
+    server.command = ("-c", f"from app.server.deadlines import Limits; from app.server.serve import serve; {call}")
     return server
 
 

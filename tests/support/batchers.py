@@ -22,6 +22,9 @@ class ScoreJob:
     def rows(self) -> int:
         return len(self.features)
 
+    def fail(self, error: Exception) -> None:
+        self.answer.set_exception(error)
+
 
 class ScoringBatcher:
     """A batcher whose work is a run of a model, and whose answers are each request's rows of the scores."""

@@ -24,7 +24,7 @@ class Server:
         self.port = find_free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.environment = {**os.environ, **environment}
-        self.command: tuple[str, ...] = ("-m", "app", "serve", "--port", str(self.port), "--no-access-log")
+        self.command: tuple[str, ...] = ("-m", "app", "serve", "--port", str(self.port))
         self.process: asyncio.subprocess.Process | None = None
         self.log = b""
         self._reader: asyncio.Task[None] | None = None
