@@ -31,11 +31,11 @@ from app.database.embedded_home import (
     open_private,
     remove,
     remove_leftovers,
-    sync_directory,
     write_private,
 )
 from app.database.queries import EMBEDDED_DATABASE, create_embedded_database
 from app.errors import StartupError
+from app.files import sync_directory
 
 logger = logging.getLogger(__name__)
 
