@@ -13,7 +13,7 @@ prediction_log/   scores -> durable rows: records, what a 200 waits for, shippin
 quality/          labels -> numbers: taking labels, the ledger, refreshing the results
 spool/, measures/, database/
                   rows on local disk; pure arithmetic; connections, migration on start, the embedded server
-metrics, logs, tasks, settings, errors
+files, group_commit, metrics, logs, tasks, settings, errors
 """
 
 from app.asgi import main

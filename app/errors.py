@@ -87,3 +87,10 @@ def invalid(*faults: Fault) -> InvalidRequestError:
     """Make the error for these faults; its detail sums them up."""
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     return InvalidRequestError(f"{faults[0].pointer or 'the body'}: {faults[0].detail}{more}", faults)
+
+
+def keep_since(reason: Reason, before: Reason | None) -> Reason:
+    """Return `reason` as it is now, since `before` began when that is the same one."""
+    if before is None or before.code != reason.code:
+        return reason
+    return msgspec.structs.replace(reason, since=before.since)

@@ -6,7 +6,10 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,16 @@ async def own_task(
         stopping = True
         task.cancel()
         await asyncio.wait([task])
+
+
+async def call_in_thread(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    """Call what blocks in a thread, to its end even when cancelled: nothing goes on behind the back of the caller."""
+    call = asyncio.ensure_future(asyncio.to_thread(function, *arguments, **named))
+    try:
+        return await asyncio.shield(call)
+    except asyncio.CancelledError:
+        await asyncio.wait([call])
+        raise
 
 
 def stop_server(name: str) -> None:

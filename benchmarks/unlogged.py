@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 from app.commands.parser import run
+from app.prediction_log.committed_log import CommittedLog
 from app.prediction_log.log import PredictionLog
 from app.prediction_log.record import Rows
+from app.prediction_log.spooled_log import SpooledLog
 
 
 async def forget(self: PredictionLog, rows: Sequence[Rows]) -> None:
@@ -12,5 +14,5 @@ async def forget(self: PredictionLog, rows: Sequence[Rows]) -> None:
 
 
 if __name__ == "__main__":
-    PredictionLog.store = forget  # type: ignore[method-assign]
+    SpooledLog.store = CommittedLog.store = forget  # type: ignore[method-assign]
     run()

@@ -13,7 +13,7 @@ from app import asgi, jobs
 from app.asgi import ROUTES
 from app.commands.parser import parse_arguments
 from app.database import pool
-from app.prediction_log import log
+from app.prediction_log import spooled_log
 from app.server.deadlines import Limits
 from app.settings import Settings
 from tests.test_settings import Recorder
@@ -181,7 +181,7 @@ def test_server_has_time_to_stop() -> None:
         asgi.STOP_DELAY_SECONDS
         + Limits().graceful_seconds
         + jobs.STOP_SECONDS
-        + log.DRAIN_SECONDS
+        + spooled_log.DRAIN_SECONDS
         + pool.CLOSE_TIMEOUT_SECONDS
     )
 

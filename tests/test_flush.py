@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from app.spool import disk as flush_module
-from app.spool.disk import Flusher, KernelFlusher, ThreadFlusher, explain_result, make_directory, open_flusher
+from app.spool import flush as flush_module
+from app.spool.disk import DISK, make_directories
+from app.spool.flush import Flusher, KernelFlusher, ThreadFlusher, explain_result, open_flusher
 
 BOTH = pytest.mark.parametrize("make", [KernelFlusher, ThreadFlusher])
 MakeFlusher = Callable[[asyncio.AbstractEventLoop], Flusher]
@@ -129,11 +130,11 @@ async def test_open_flusher_takes_the_thread_where_the_kernels_way_does_not_work
     assert isinstance(flusher, ThreadFlusher)
 
 
-def test_make_directory_makes_a_private_one_in_ordinary_parents(tmp_path: Path) -> None:
+def test_make_directories_makes_a_private_one_in_ordinary_parents(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "c"
 
-    make_directory(flush_module.DISK, path)
-    make_directory(flush_module.DISK, path)
+    make_directories(DISK, path)
+    make_directories(DISK, path)
 
     assert path.stat().st_mode & 0o777 == 0o700
     assert path.parent.stat().st_mode & 0o100 == 0o100

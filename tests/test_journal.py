@@ -13,12 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.errors import StartupError
+from app.errors import StartupError, UnavailableError
 from app.spool import journal as journal_module
-from app.spool.disk import OnFlushed
-from app.spool.journal import Journal, SpoolUnavailableError, open_journal
-from app.spool.reader import SpoolReader, find_segments, name_segment
+from app.spool.flush import OnFlushed
+from app.spool.journal import Journal, open_journal
+from app.spool.reader import SpoolReader
 from app.spool.segment import HEADER_BYTES, decode_header, encode_frame
+from app.spool.spool import Spool, name_segment, open_spool, read_spool
 from app.tasks import own_task
 from tests.support.model_disk import SHORT, Fault, ModelDisk, ModelFlusher, PowerLossError
 from tests.support.processes import wait_until
@@ -30,7 +31,7 @@ MAX_BYTES = 1024**2
 @pytest.fixture(autouse=True)
 def _fast() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal_module, "PROBE_SECONDS", 0.005)
+        patch.setattr(journal_module, "CHECK_SECONDS", 0.005)
         yield
 
 
@@ -45,14 +46,23 @@ class FrozenFlusher:
 
 
 @asynccontextmanager
-async def open_model(disk: ModelDisk, max_bytes: int = MAX_BYTES, *, is_frozen: bool = False) -> AsyncIterator[Journal]:
-    segments, spool = find_segments(SPOOL, disk)
-    flusher = FrozenFlusher() if is_frozen else ModelFlusher(disk)
-    journal = Journal(SPOOL, max_bytes, flusher, segments, spool, disk)
+async def open_model(
+    disk: ModelDisk, max_bytes: int = MAX_BYTES, *, is_frozen: bool = False
+) -> AsyncIterator[tuple[Spool, Journal]]:
+    spool = read_spool(SPOOL, disk)
+    journal = Journal(spool, max_bytes, FrozenFlusher() if is_frozen else ModelFlusher(disk))
     await journal.check()
     async with own_task(journal.run(), "spool", pytest.fail):
-        yield journal
+        yield spool, journal
     journal.close()
+
+
+@asynccontextmanager
+async def open_real(
+    directory: Path, max_bytes: int = MAX_BYTES, *, fsync: bool = True
+) -> AsyncIterator[tuple[Spool, Journal]]:
+    async with open_spool(directory) as spool, open_journal(spool, max_bytes, fsync, pytest.fail) as journal:
+        yield spool, journal
 
 
 def fail_calls(*failing: tuple[str, int]) -> Fault:
@@ -61,19 +71,19 @@ def fail_calls(*failing: tuple[str, int]) -> Fault:
     return codes.get
 
 
-def read_all(disk: ModelDisk, journal: Journal | None = None) -> list[bytes]:
-    segments = journal.segments if journal else find_segments(SPOOL, disk)[0]
-    return read_payloads(SpoolReader(segments, SPOOL, disk))
+def read_all(disk: ModelDisk) -> list[bytes]:
+    """Read the spool as another process finds it."""
+    return read_payloads(SpoolReader(read_spool(SPOOL, disk)))
 
 
 def read_payloads(reader: SpoolReader) -> list[bytes]:
     payloads: list[bytes] = []
     for _ in range(10_000):
-        batch = reader.read()
-        if batch is None:
+        chunk = reader.read()
+        if chunk is None:
             return payloads
-        payloads += [frame.payload for frame in batch.frames]
-        reader.advance(batch)
+        payloads += [frame.payload for frame in chunk.frames]
+        reader.advance(chunk)
     raise AssertionError("the reader does not come to an end")
 
 
@@ -82,16 +92,16 @@ async def append(journal: Journal, *payloads: bytes) -> None:
 
 
 async def is_well(journal: Journal) -> bool:
-    return journal.failure is None
+    return journal.refusal is None
 
 
 async def has_failed(journal: Journal, code: str) -> bool:
-    return journal.failure is not None and journal.failure.code == code
+    return journal.refusal is not None and journal.refusal.code == code
 
 
 async def test_append_is_on_the_disk_when_it_returns() -> None:
     disk = ModelDisk()
-    async with open_model(disk) as journal:
+    async with open_model(disk) as (_, journal):
         await append(journal, b"1", b"2")
 
         found = [read_all(disk.lose_power(Random(seed))) for seed in range(20)]
@@ -102,27 +112,27 @@ async def test_append_is_on_the_disk_when_it_returns() -> None:
 @pytest.mark.parametrize("name", ["write", "sync"])
 async def test_append_is_refused_once_when_the_disk_fails_once(name: str) -> None:
     disk = ModelDisk()
-    async with open_model(disk) as journal:
+    async with open_model(disk) as (spool, journal):
         await append(journal, b"1")
         disk.fault = fail_calls((name, errno.EIO))
-        with pytest.raises(SpoolUnavailableError):
+        with pytest.raises(UnavailableError):
             await append(journal, b"2")
         disk.fault = fail_calls()
         await wait_until(lambda: is_well(journal))
 
         await append(journal, b"3")
 
-        assert read_all(disk, journal) == [b"1", b"3"]
+        assert read_payloads(SpoolReader(spool)) == [b"1", b"3"]
 
 
 async def test_segments_that_fail_in_a_row_say_how_far_the_one_before_was_acknowledged() -> None:
     disk = ModelDisk()
-    async with open_model(disk) as journal:
+    async with open_model(disk) as (_, journal):
         await append(journal, b"1")
         for _ in range(2):
             disk.fault = fail_calls(("truncate", errno.EIO), ("close", errno.EIO))
             disk.fault = _fail_next_sync(disk.fault)
-            with pytest.raises(SpoolUnavailableError):
+            with pytest.raises(UnavailableError):
                 await append(journal, b"refused")
             await wait_until(lambda: is_well(journal))
         disk.fault = fail_calls()
@@ -137,7 +147,7 @@ async def test_segments_that_fail_in_a_row_say_how_far_the_one_before_was_acknow
 async def test_short_writes_are_gone_on_with() -> None:
     disk = ModelDisk()
     disk.fault = fail_calls(("write", SHORT))
-    async with open_model(disk) as journal:
+    async with open_model(disk) as (_, journal):
         await append(journal, b"x" * 1000)
 
     assert read_all(disk.lose_power(Random(0))) == [b"x" * 1000]
@@ -145,41 +155,41 @@ async def test_short_writes_are_gone_on_with() -> None:
 
 async def test_append_whose_caller_has_gone_does_not_break_its_group() -> None:
     disk = ModelDisk()
-    async with open_model(disk) as journal:
+    async with open_model(disk) as (spool, journal):
         gone = asyncio.create_task(append(journal, b"1"))
         await asyncio.sleep(0)
         gone.cancel()
 
         await append(journal, b"2")
 
-        assert b"2" in read_all(disk, journal)
+        assert b"2" in read_payloads(SpoolReader(spool))
 
 
 async def test_append_is_refused_when_the_journal_ends_during_its_flush() -> None:
-    async with open_model(ModelDisk(), is_frozen=True) as journal:
+    async with open_model(ModelDisk(), is_frozen=True) as (_, journal):
         waiting = asyncio.create_task(append(journal, b"1"))
         await asyncio.sleep(0.02)  # the flush is under way, and never ends
 
-    with pytest.raises(SpoolUnavailableError, match="stopping"):
+    with pytest.raises(UnavailableError, match="stopping"):
         async with asyncio.timeout(5):
             await waiting
 
 
 async def test_append_is_refused_when_the_disk_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_module, "FLUSH_SECONDS", 0.02)
-    async with open_model(ModelDisk(), is_frozen=True) as journal:
-        with pytest.raises(SpoolUnavailableError):
+    async with open_model(ModelDisk(), is_frozen=True) as (_, journal):
+        with pytest.raises(UnavailableError):
             async with asyncio.timeout(5):
                 await append(journal, b"1")
 
 
 async def test_append_is_refused_at_once_when_too_much_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "MAX_WAITING_BYTES", 100)
-    async with open_model(ModelDisk()) as journal:
+    monkeypatch.setattr(journal_module, "MAX_PENDING_BYTES", 100)
+    async with open_model(ModelDisk()) as (_, journal):
         first = asyncio.create_task(append(journal, b"x" * 90))
         await asyncio.sleep(0)
 
-        with pytest.raises(SpoolUnavailableError, match="too many"):
+        with pytest.raises(UnavailableError, match="too many"):
             await append(journal, b"x" * 90)
 
         await first
@@ -189,33 +199,33 @@ async def test_failing_measures_and_removals_do_not_end_the_journal(monkeypatch:
     monkeypatch.setattr(journal_module, "RETAIN_SECONDS", 0.0)
     monkeypatch.setattr(journal_module, "SEGMENT_BYTES", 200)
     disk = ModelDisk()
-    async with open_model(disk) as journal:
+    async with open_model(disk) as (spool, journal):
         await append(journal, b"x" * 150)
         await append(journal, b"y" * 150)
         disk.fault = fail_calls(("measure_free", errno.EIO), ("unlink", errno.EROFS))
-        journal.segments[0].shipped_at = 0.0
+        spool.segments[0].progress.shipped_at = 0.0
         calls = disk.calls
         await wait_until(lambda: has_called(disk, calls + 6))
         await append(journal, b"z")
-        kept = len(journal.segments)
+        kept = len(spool.segments)
         disk.fault = fail_calls()
-        await wait_until(lambda: has_segments(journal, kept - 1))
+        await wait_until(lambda: has_segments(spool, kept - 1))
 
 
 async def has_called(disk: ModelDisk, count: int) -> bool:
     return disk.calls >= count
 
 
-async def has_segments(journal: Journal, count: int) -> bool:
-    return len(journal.segments) == count
+async def has_segments(spool: Spool, count: int) -> bool:
+    return len(spool.segments) == count
 
 
 async def test_journal_goes_on_after_a_segment_could_neither_be_begun_nor_removed() -> None:
     disk = ModelDisk()
-    async with open_model(disk) as journal:
+    async with open_model(disk) as (_, journal):
         await append(journal, b"1")
         disk.fault = fail_calls(("sync", errno.EIO), ("unlink", errno.EIO))
-        with pytest.raises(SpoolUnavailableError):
+        with pytest.raises(UnavailableError):
             await append(journal, b"2")
         await wait_until(lambda: has_failed(journal, "spool_disk"))
         disk.fault = fail_calls()
@@ -228,46 +238,46 @@ async def test_journal_goes_on_after_a_segment_could_neither_be_begun_nor_remove
 
 async def test_a_full_disk_makes_room_by_removing_what_was_shipped() -> None:
     disk = ModelDisk()
-    async with open_model(disk) as journal:
+    async with open_model(disk) as (spool, journal):
         await append(journal, b"1")
         first = SPOOL / name_segment(0)
         disk.fault = lambda name: errno.ENOSPC if name in {"write", "create"} and first in disk.names else None
-        with pytest.raises(SpoolUnavailableError):
+        with pytest.raises(UnavailableError):
             await append(journal, b"2")
         await wait_until(lambda: has_failed(journal, "spool_disk"))
-        journal.segments[0].shipped_at = time.monotonic()
+        spool.segments[0].progress.shipped_at = time.monotonic()
 
         await wait_until(lambda: is_well(journal))
 
-        assert [segment.path.name for segment in journal.segments] == [name_segment(1)]
+        assert [segment.path.name for segment in spool.segments] == [name_segment(1)]
 
 
 async def test_shipped_segments_are_kept_through_a_single_failure() -> None:
     disk = ModelDisk()
-    async with open_model(disk) as journal:
+    async with open_model(disk) as (spool, journal):
         await append(journal, b"1")
         disk.fault = _fail_next_sync(fail_calls())
-        with pytest.raises(SpoolUnavailableError):
+        with pytest.raises(UnavailableError):
             await append(journal, b"2")
         await wait_until(lambda: is_well(journal))
-        journal.segments[0].shipped_at = time.monotonic()
+        spool.segments[0].progress.shipped_at = time.monotonic()
         disk.fault = _fail_next_sync(fail_calls())
-        with pytest.raises(SpoolUnavailableError):
+        with pytest.raises(UnavailableError):
             await append(journal, b"3")
         await wait_until(lambda: is_well(journal))
 
-        assert [segment.sequence for segment in journal.segments] == [0, 1, 2]
+        assert [segment.sequence for segment in spool.segments] == [0, 1, 2]
 
 
 async def test_start_on_a_full_disk_serves_what_it_holds_and_recovers() -> None:
     disk = ModelDisk()
-    async with open_model(disk) as journal:
+    async with open_model(disk) as (spool, journal):
         await append(journal, b"1")
     disk.fault = fail_calls(("create", errno.ENOSPC))
 
-    async with open_model(disk) as journal:
+    async with open_model(disk) as (spool, journal):
         assert await has_failed(journal, "spool_disk")
-        assert read_all(disk, journal) == [b"1"]
+        assert read_payloads(SpoolReader(spool)) == [b"1"]
         disk.fault = fail_calls()
         await wait_until(lambda: is_well(journal))
         await append(journal, b"2")
@@ -276,43 +286,43 @@ async def test_start_on_a_full_disk_serves_what_it_holds_and_recovers() -> None:
 async def test_a_full_spool_refuses_and_goes_on_below_nine_tenths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_module, "SEGMENT_BYTES", 100)
     disk = ModelDisk()
-    async with open_model(disk, max_bytes=2000) as journal:
-        while journal.failure is None:
+    async with open_model(disk, max_bytes=2000) as (spool, journal):
+        while journal.refusal is None:
             await append(journal, b"x" * 100)
             await asyncio.sleep(0.01)  # a look at the limits
         assert await has_failed(journal, "spool_full")
-        with pytest.raises(SpoolUnavailableError, match="full"):
+        with pytest.raises(UnavailableError, match="full"):
             await append(journal, b"x")
-        journal.segments.popleft()  # one of about twenty: still above nine tenths
+        spool.segments.popleft()  # one of about twenty: still above nine tenths
         await asyncio.sleep(0.03)
         assert await has_failed(journal, "spool_full")
 
-        for segment in list(journal.segments)[:4]:
-            segment.shipped_at = 0.0
+        for segment in list(spool.segments)[:4]:
+            segment.progress.shipped_at = 0.0
         await wait_until(lambda: is_well(journal))
 
 
 async def test_a_small_spool_closes_its_segment_so_that_shipped_rows_leave_it() -> None:
     disk = ModelDisk()
-    async with open_model(disk, max_bytes=1000) as journal:
+    async with open_model(disk, max_bytes=1000) as (spool, journal):
         await append(journal, b"x" * 1000)
         await wait_until(lambda: has_failed(journal, "spool_full"))
-        read_all(disk, journal)
-        await wait_until(lambda: has_segments(journal, 2))
-        assert journal.segments[0].is_finished
-        journal.segments[0].shipped_at = 0.0
+        read_payloads(SpoolReader(spool))
+        await wait_until(lambda: has_segments(spool, 2))
+        assert spool.segments[0].is_finished
+        spool.segments[0].progress.shipped_at = 0.0
 
         await wait_until(lambda: is_well(journal))
 
 
 async def test_little_free_disk_refuses_until_there_is_a_tenth_more() -> None:
     disk = ModelDisk()
-    async with open_model(disk) as journal:
+    async with open_model(disk) as (_, journal):
         disk.free = journal_module.MIN_FREE_BYTES - 1
         await wait_until(lambda: has_failed(journal, "spool_full"))
         disk.free = journal_module.MIN_FREE_BYTES * 11 // 10
         await asyncio.sleep(0.03)
-        assert journal.failure is not None
+        assert journal.refusal is not None
 
         disk.free = journal_module.MIN_FREE_BYTES * 112 // 100
         await wait_until(lambda: is_well(journal))
@@ -321,20 +331,20 @@ async def test_little_free_disk_refuses_until_there_is_a_tenth_more() -> None:
 async def test_a_rotation_that_fails_leaves_what_follows_promised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_module, "SEGMENT_SECONDS", 0.01)
     disk = ModelDisk()
-    async with open_model(disk) as journal:
+    async with open_model(disk) as (spool, journal):
         disk.fault = fail_calls(("create", errno.ENOSPC))
         await append(journal, b"1")
         await asyncio.sleep(0.03)  # the rotation has been tried
         await append(journal, b"2")
 
-        assert journal.segments[0].is_open
-        assert journal.segments[0].acknowledged == journal.segments[0].readable_end
+        assert spool.segments[0].is_open
+        assert spool.segments[0].acknowledged == spool.segments[0].readable_end
 
 
 async def test_a_second_process_is_refused(tmp_path: Path) -> None:
-    async with open_journal(tmp_path / "spool", MAX_BYTES, True, pytest.fail):
+    async with open_real(tmp_path / "spool"):
         with pytest.raises(StartupError, match="in use by another process"):
-            async with open_journal(tmp_path / "spool", MAX_BYTES, True, pytest.fail):
+            async with open_real(tmp_path / "spool"):
                 pass
 
 
@@ -342,7 +352,7 @@ async def test_a_directory_that_cannot_be_made_ends_the_start(tmp_path: Path) ->
     (tmp_path / "file").touch()
 
     with pytest.raises(StartupError, match="cannot be opened"):
-        async with open_journal(tmp_path / "file" / "spool", MAX_BYTES, True, pytest.fail):
+        async with open_real(tmp_path / "file" / "spool"):
             pass
 
 
@@ -350,12 +360,12 @@ async def test_a_directory_that_cannot_be_made_ends_the_start(tmp_path: Path) ->
 async def test_journal_on_a_real_directory_is_private_and_read_back(tmp_path: Path, fsync: bool) -> None:
     directory = tmp_path / "data" / "spool"
     (tmp_path / "data").mkdir()
-    async with open_journal(directory, 64 * MAX_BYTES, fsync, pytest.fail) as journal:
+    async with open_real(directory, 64 * MAX_BYTES, fsync=fsync) as (spool, journal):
         await append(journal, b"1", b"2")
     (directory / "seg-notes.log").touch()  # somebody's own
-    async with open_journal(directory, 64 * MAX_BYTES, fsync, pytest.fail) as journal:
+    async with open_real(directory, 64 * MAX_BYTES, fsync=fsync) as (spool, journal):
         await append(journal, b"3")
-        found = read_payloads(SpoolReader(journal.segments, directory))
+        found = read_payloads(SpoolReader(spool))
 
     assert found == [b"1", b"2", b"3"]
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
@@ -422,8 +432,7 @@ async def live(
     disk.fault = lambda _name: rng.choice(codes) if rng.random() < fault_rate else None
     disk.power_loss_at = power_loss_at
     try:
-        segments, spool = find_segments(SPOOL, disk)
-        journal = Journal(SPOOL, MAX_BYTES, ModelFlusher(disk) if is_synced else None, segments, spool, disk)
+        journal = Journal(read_spool(SPOOL, disk), MAX_BYTES, ModelFlusher(disk) if is_synced else None)
         await journal.check()
     except (OSError, PowerLossError):
         return disk  # the process does not start
@@ -433,8 +442,8 @@ async def live(
             sent += payloads
             outcomes = await asyncio.gather(*(append(journal, one) for one in payloads), return_exceptions=True)
             promised += [payload for payload, outcome in zip(payloads, outcomes, strict=True) if outcome is None]
-            assert all(outcome is None or isinstance(outcome, SpoolUnavailableError) for outcome in outcomes)
-            if journal.failure is not None:
+            assert all(outcome is None or isinstance(outcome, UnavailableError) for outcome in outcomes)
+            if journal.refusal is not None:
                 await asyncio.sleep(0.006)  # the next probe
         assert not task.done() or isinstance(task.exception(), PowerLossError)
     return disk
@@ -442,7 +451,7 @@ async def live(
 
 def check_spool(disk: ModelDisk, sent: Sequence[bytes], promised: Sequence[bytes]) -> None:
     """Read the spool twice: each promised frame once, in order; nothing that was not sent."""
-    reader = SpoolReader(find_segments(SPOOL, disk)[0], SPOOL, disk)
+    reader = SpoolReader(read_spool(SPOOL, disk))
     for _ in range(2):
         found = read_payloads(reader)
         assert len(set(found)) == len(found)

@@ -8,6 +8,7 @@ from pathlib import Path
 import asyncpg
 import httpx2
 import pytest
+from prometheus_client import REGISTRY
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -54,6 +55,27 @@ async def test_health_names_the_reason_when_the_log_takes_no_rows(
     for answer in (ready, health):
         assert [reason["code"] for reason in answer.json()["reasons"]] == ["log_configuration"]
         assert "prediction_log" not in answer.text
+
+
+async def test_health_says_since_when_the_log_takes_no_rows(
+    client: httpx2.AsyncClient, connection: asyncpg.Connection
+) -> None:
+    before = datetime.now(UTC)
+    await connection.execute("ALTER TABLE prediction_log RENAME TO gone")
+
+    async def read_since(path: str) -> list[datetime]:
+        return [datetime.fromisoformat(reason["since"]) for reason in (await client.get(path)).json()["reasons"]]
+
+    async def has_failed_again() -> bool:
+        return REGISTRY.get_sample_value("prediction_log_failures_total", {"kind": "configuration"}) != failures
+
+    await wait_until(lambda: read_since("/health"))
+    first = await read_since("/health/ready")
+    failures = REGISTRY.get_sample_value("prediction_log_failures_total", {"kind": "configuration"})
+    await wait_until(has_failed_again)
+
+    assert await read_since("/health") == await read_since("/health/ready") == first
+    assert before <= first[0] <= datetime.now(UTC)
 
 
 async def test_head_is_answered_without_a_body_when_asked_of_health(client: httpx2.AsyncClient) -> None:

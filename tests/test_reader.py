@@ -12,8 +12,9 @@ from prometheus_client import REGISTRY
 
 from app.spool import reader as reader_module
 from app.spool import segment as segment_module
-from app.spool.reader import SpoolReader, find_segments, name_segment
+from app.spool.reader import SpoolReader
 from app.spool.segment import HEADER_BYTES, Segment, SegmentHeader, encode_frame, encode_header
+from app.spool.spool import Spool, name_segment, read_spool
 from tests.support.model_disk import SECTOR_BYTES, Inode, ModelDisk
 
 SPOOL = Path("/spool")
@@ -36,18 +37,18 @@ def end_segment(length: int) -> bytes:
 
 
 def open_reader(disk: ModelDisk) -> tuple[SpoolReader, "deque[Segment]"]:
-    segments = find_segments(SPOOL, disk)[0]
-    return SpoolReader(segments, SPOOL, disk), segments
+    spool = read_spool(SPOOL, disk)
+    return SpoolReader(spool), spool.segments
 
 
 def read_all(reader: SpoolReader) -> list[bytes]:
     payloads: list[bytes] = []
     for _ in range(1000):
-        batch = reader.read()
-        if batch is None:
+        chunk = reader.read()
+        if chunk is None:
             return payloads
-        payloads += [frame.payload for frame in batch.frames]
-        reader.advance(batch)
+        payloads += [frame.payload for frame in chunk.frames]
+        reader.advance(chunk)
     raise AssertionError("the reader does not come to an end")
 
 
@@ -179,7 +180,7 @@ def test_damage_of_the_open_segment_is_damage_as_all_of_it_was_promised() -> Non
     segment = Segment(0, path, len(CONTENT), len(CONTENT), is_open=True)
     before = read_counters()
 
-    read_all(SpoolReader(deque([segment]), SPOOL, disk))
+    read_all(SpoolReader(Spool(SPOOL, deque([segment]), b"u" * 16, disk)))
 
     assert count_since(before) == (1, 0)
 
@@ -208,7 +209,7 @@ def test_segment_whose_damage_cannot_be_put_aside_is_read_and_kept() -> None:
     disk.fault = lambda name: errno.ENOSPC if name == "create" else None
 
     assert read_all(reader) == PAYLOADS[:2] + PAYLOADS[3:]
-    assert segments[0].is_kept
+    assert segments[0].progress.is_kept
 
 
 def test_promised_bytes_that_are_missing_are_counted_also_at_the_border_of_a_frame() -> None:
@@ -255,7 +256,7 @@ def test_segment_that_cannot_be_opened_does_not_hold_up_the_others() -> None:
     assert SPOOL / name_segment(0) in disk.names
     assert disk.names[SPOOL / name_segment(0)] is inode
 
-    segments[0].retry_at = 0.0  # half a minute later
+    segments[0].progress.retry_at = 0.0  # half a minute later
     assert read_all(reader) == PAYLOADS
 
 
@@ -276,9 +277,8 @@ def test_page_that_the_disk_cannot_read_costs_only_its_frames() -> None:
     disk = BadPageDisk(1)
     content = encode_header(SegmentHeader(b"u" * 16, 0, None)) + b"".join(encode_frame(one, 1) for one in payloads)
     disk.names[SPOOL / name_segment(0)] = Inode(bytearray(content), content)
-    segments = find_segments(SPOOL, disk)[0]
 
-    found = read_all(SpoolReader(segments, SPOOL, disk))
+    found = read_all(open_reader(disk)[0])
 
     size = len(encode_frame(payloads[0], 1))
     lost = [n for n in range(20) if HEADER_BYTES + n * size < 8192 and HEADER_BYTES + (n + 1) * size > 4096]
@@ -301,9 +301,10 @@ class BadPageDisk(ModelDisk):
 def test_pending_rows_are_right_after_recovery_damage_and_rewind() -> None:
     start, _ = locate(2)
     disk = make_disk(CONTENT[: start + 20] + b"#" + CONTENT[start + 21 :])
-    reader, segments = open_reader(disk)
+    spool = read_spool(SPOOL, disk)
+    reader, segments = SpoolReader(spool), spool.segments
 
-    assert reader.count_recovered_rows() == 12
+    assert spool.count_older_rows() == 12
     assert segments[0].pending_rows == 12
     read_all(reader)
     assert segments[0].pending_rows == 0
@@ -311,19 +312,19 @@ def test_pending_rows_are_right_after_recovery_damage_and_rewind() -> None:
     assert segments[0].pending_rows == 12
 
 
-def test_find_segments_passes_over_other_files() -> None:
+def test_read_spool_passes_over_other_files() -> None:
     disk = make_disk(CONTENT, b"", b"", names=(name_segment(3), "seg-1.log", "seg-notes.log"))
 
-    segments, spool = find_segments(SPOOL, disk)
+    spool = read_spool(SPOOL, disk)
 
-    assert [segment.sequence for segment in segments] == [3]
-    assert spool == b"u" * 16
+    assert [segment.sequence for segment in spool.segments] == [3]
+    assert spool.uuid == b"u" * 16
 
 
 def test_acknowledged_length_counts_only_for_the_segment_right_before() -> None:
     later = encode_header(SegmentHeader(b"u" * 16, 2, 100))
     disk = make_disk(CONTENT, later, names=(name_segment(0), name_segment(2)))
 
-    segments, _ = find_segments(SPOOL, disk)
+    segments = read_spool(SPOOL, disk).segments
 
     assert segments[0].acknowledged is None

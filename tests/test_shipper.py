@@ -21,6 +21,7 @@ from app.prediction_log.shipper import Shipper
 from app.spool import journal as journal_module
 from app.spool.journal import Journal, open_journal
 from app.spool.segment import encode_frame
+from app.spool.spool import Spool, open_spool
 from app.tasks import own_task
 from tests.support.processes import wait_until
 from tests.support.records import count_rows, make_record
@@ -30,7 +31,7 @@ MAX_BYTES = 256 * 1024**2
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "PROBE_SECONDS", 0.02)
+    monkeypatch.setattr(journal_module, "CHECK_SECONDS", 0.02)
     monkeypatch.setattr(shipper_module, "IDLE_SECONDS", 0.1)
     monkeypatch.setattr(shipper_module, "RETRY_CAP_SECONDS", 0.2)
 
@@ -48,14 +49,14 @@ def directory(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def open_spool(directory: Path) -> AsyncIterator[Journal]:
-    async with open_journal(directory, MAX_BYTES, True, pytest.fail) as journal:
-        yield journal
+async def write_spool(directory: Path) -> AsyncIterator[tuple[Spool, Journal]]:
+    async with open_spool(directory) as spool, open_journal(spool, MAX_BYTES, True, pytest.fail) as journal:
+        yield spool, journal
 
 
 @asynccontextmanager
-async def ship(journal: Journal, pool: asyncpg.Pool) -> AsyncIterator[Shipper]:
-    shipper = Shipper(journal, Inserter(pool))
+async def ship(spool: Spool, pool: asyncpg.Pool) -> AsyncIterator[Shipper]:
+    shipper = Shipper(spool, Inserter(pool))
     async with own_task(shipper.run(), "shipper", pytest.fail):
         yield shipper
 
@@ -69,12 +70,12 @@ async def has_rows(connection: asyncpg.Connection, count: int) -> bool:
     return await count_rows(connection, "prediction_log") == count
 
 
-async def has_nothing_to_do(shipper: Shipper) -> bool:
-    return shipper.pending_rows == 0
+async def has_nothing_to_do(spool: Spool) -> bool:
+    return spool.pending_rows == 0
 
 
 async def has_failed(shipper: Shipper, kind: str) -> bool:
-    return shipper.failure is not None and shipper.failure.kind == kind
+    return shipper.trouble is not None and shipper.trouble.code == f"log_{kind}"
 
 
 def read_counter(name: str) -> float:
@@ -84,29 +85,29 @@ def read_counter(name: str) -> float:
 async def test_rows_of_the_spool_are_stored(
     directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
-    async with open_spool(directory) as journal, ship(journal, pool) as shipper:
+    async with write_spool(directory) as (spool, journal), ship(spool, pool) as shipper:
         for _ in range(20):
             await append(journal, make_record(), make_record())
-        await wait_until(lambda: has_nothing_to_do(shipper))
+        await wait_until(lambda: has_nothing_to_do(spool))
 
         assert await count_rows(connection, "prediction_log") == 40
         assert shipper.lag_seconds == 0
-        assert shipper.failure is None
+        assert shipper.trouble is None
 
 
 async def test_restart_offers_again_without_duplicates(
     directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
-    async with open_spool(directory) as journal, ship(journal, pool) as shipper:
+    async with write_spool(directory) as (spool, journal), ship(spool, pool):
         await append(journal, make_record(), make_record())
-        await wait_until(lambda: has_nothing_to_do(shipper))
-    async with open_spool(directory) as journal:
+        await wait_until(lambda: has_nothing_to_do(spool))
+    async with write_spool(directory) as (spool, journal):
         await append(journal, make_record())
     repeated, stored = read_counter("repeated"), read_counter("stored")
 
-    async with open_spool(directory) as journal, ship(journal, pool) as shipper:
+    async with write_spool(directory) as (spool, journal), ship(spool, pool):
         await wait_until(lambda: has_rows(connection, 3))
-        await wait_until(lambda: has_nothing_to_do(shipper))
+        await wait_until(lambda: has_nothing_to_do(spool))
 
     assert not (directory / "dead").exists()
     assert read_counter("repeated") - repeated == 2
@@ -118,14 +119,14 @@ async def test_poison_row_ends_in_dead_and_the_rest_is_stored(
 ) -> None:
     poison = make_record(external_id="\x00")
     dead = read_counter("dead")
-    async with open_spool(directory) as journal:
+    async with write_spool(directory) as (spool, journal):
         for _ in range(5):
             await append(journal, make_record(), make_record())
         await append(journal, make_record(), poison, make_record())
         await append(journal, make_record())
 
-        async with ship(journal, pool) as shipper:
-            await wait_until(lambda: has_nothing_to_do_for(shipper, connection, 13))
+        async with ship(spool, pool):
+            await wait_until(lambda: has_stored(spool, connection, 13))
 
     assert [path.name for path in (directory / "dead").iterdir()] == [f"{poison.prediction_id}.json"]
     assert (
@@ -134,20 +135,20 @@ async def test_poison_row_ends_in_dead_and_the_rest_is_stored(
     assert read_counter("dead") - dead == 1
 
 
-async def has_nothing_to_do_for(shipper: Shipper, connection: asyncpg.Connection, rows: int) -> bool:
-    return await has_rows(connection, rows) and shipper.pending_rows == 0
+async def has_stored(spool: Spool, connection: asyncpg.Connection, rows: int) -> bool:
+    return await has_rows(connection, rows) and spool.pending_rows == 0
 
 
 async def test_frame_that_is_no_json_ends_in_dead_and_the_rest_is_stored(
     directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
-    async with open_spool(directory) as journal:
+    async with write_spool(directory) as (spool, journal):
         await append(journal, make_record())
         await journal.append(encode_frame(b'{"prediction_id', 1), 1)
         await append(journal, make_record())
 
-        async with ship(journal, pool) as shipper:
-            await wait_until(lambda: has_nothing_to_do_for(shipper, connection, 2))
+        async with ship(spool, pool):
+            await wait_until(lambda: has_stored(spool, connection, 2))
 
     assert [path.read_bytes() for path in (directory / "dead").iterdir()] == [b'{"prediction_id']
 
@@ -155,31 +156,31 @@ async def test_frame_that_is_no_json_ends_in_dead_and_the_rest_is_stored(
 async def test_poison_waits_while_dead_cannot_be_written(
     directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
-    async with open_spool(directory) as journal:
+    async with write_spool(directory) as (spool, journal):
         (directory / "dead").touch()  # no directory can be made there
         await append(journal, make_record(external_id="\x00"), make_record())
-        async with ship(journal, pool) as shipper:
+        async with ship(spool, pool):
             await asyncio.sleep(0.3)
-            assert shipper.pending_rows == 2
+            assert spool.pending_rows == 2
             (directory / "dead").unlink()
 
-            await wait_until(lambda: has_nothing_to_do_for(shipper, connection, 1))
+            await wait_until(lambda: has_stored(spool, connection, 1))
 
 
 async def test_table_that_is_gone_keeps_everything_until_it_is_back(
     directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
     await connection.execute("ALTER TABLE prediction_log RENAME TO elsewhere")
-    async with open_spool(directory) as journal, ship(journal, pool) as shipper:
+    async with write_spool(directory) as (spool, journal), ship(spool, pool) as shipper:
         await append(journal, make_record(), make_record())
         await wait_until(lambda: has_failed(shipper, "configuration"))
         await append(journal, make_record())
-        assert shipper.pending_rows == 3
+        assert spool.pending_rows == 3
         assert shipper.lag_seconds > 0
         await connection.execute("ALTER TABLE elsewhere RENAME TO prediction_log")
 
-        await wait_until(lambda: has_nothing_to_do_for(shipper, connection, 3))
-        await wait_until(lambda: has_no_failure(shipper))
+        await wait_until(lambda: has_stored(spool, connection, 3))
+        await wait_until(lambda: has_no_trouble(shipper))
 
     assert not (directory / "dead").exists()
 
@@ -200,12 +201,12 @@ async def test_error_of_the_ledger_keeps_everything_as_configuration(
     directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection, statement: str
 ) -> None:
     await connection.execute(statement)
-    async with open_spool(directory) as journal, ship(journal, pool) as shipper:
+    async with write_spool(directory) as (spool, journal), ship(spool, pool) as shipper:
         await append(journal, make_record(), make_record())
 
         await wait_until(lambda: has_failed(shipper, "configuration"))
 
-        assert shipper.pending_rows == 2
+        assert spool.pending_rows == 2
     assert not (directory / "dead").exists()
 
 
@@ -213,34 +214,52 @@ async def test_rows_are_stored_and_counted_once_the_ledger_is_mended(
     directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
     await connection.execute(BREAK_LEDGER["check"])
-    async with open_spool(directory) as journal, ship(journal, pool) as shipper:
+    async with write_spool(directory) as (spool, journal), ship(spool, pool) as shipper:
         await append(journal, make_record(), make_record())
         await wait_until(lambda: has_failed(shipper, "configuration"))
         await connection.execute("ALTER TABLE quality_delta DROP CONSTRAINT wrong")
 
-        await wait_until(lambda: has_nothing_to_do_for(shipper, connection, 2))
+        await wait_until(lambda: has_stored(spool, connection, 2))
 
     assert await connection.fetchval("SELECT sum(rows) FROM quality_delta") == 2
 
 
-async def has_no_failure(shipper: Shipper) -> bool:
-    return shipper.failure is None
+async def has_no_trouble(shipper: Shipper) -> bool:
+    return shipper.trouble is None
 
 
 async def test_idle_shipper_sees_that_postgresql_takes_nothing_and_that_it_does_again(
     directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
-    async with open_spool(directory) as journal, ship(journal, pool) as shipper:
+    async with write_spool(directory) as (spool, _), ship(spool, pool) as shipper:
         await connection.execute("ALTER TABLE prediction_log RENAME TO elsewhere")
         await wait_until(lambda: has_failed(shipper, "configuration"))
         await connection.execute("ALTER TABLE elsewhere RENAME TO prediction_log")
-        await wait_until(lambda: has_no_failure(shipper))
+        await wait_until(lambda: has_no_trouble(shipper))
+
+
+async def test_trouble_is_since_its_first_failure(
+    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
+) -> None:
+    async with write_spool(directory) as (spool, _), ship(spool, pool) as shipper:
+        await connection.execute("ALTER TABLE prediction_log RENAME TO elsewhere")
+        await wait_until(lambda: has_failed(shipper, "configuration"))
+        first, first_error = shipper.trouble, shipper.error
+        assert first is not None
+
+        async def has_failed_again() -> bool:
+            return shipper.error is not first_error
+
+        await wait_until(has_failed_again)
+
+        assert shipper.trouble == first
+        assert "prediction_log" not in first.detail
 
 
 async def test_terminated_connections_lose_nothing(
     directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
-    async with open_spool(directory) as journal, ship(journal, pool) as shipper:
+    async with write_spool(directory) as (spool, journal), ship(spool, pool):
         for _ in range(10):
             await append(journal, make_record())
             await connection.execute(
@@ -248,39 +267,39 @@ async def test_terminated_connections_lose_nothing(
                 "WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
 
-        await wait_until(lambda: has_nothing_to_do_for(shipper, connection, 10))
+        await wait_until(lambda: has_stored(spool, connection, 10))
 
 
 async def test_rows_wait_for_a_lock_and_are_stored_once(
     directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
-    async with open_spool(directory) as journal, ship(journal, pool) as shipper:
+    async with write_spool(directory) as (spool, journal), ship(spool, pool):
         async with connection.transaction():
             await connection.execute("LOCK TABLE prediction_log IN ACCESS EXCLUSIVE MODE")
             await append(journal, make_record())
             await asyncio.sleep(0.2)
-            assert shipper.pending_rows == 1
+            assert spool.pending_rows == 1
 
-        await wait_until(lambda: has_nothing_to_do_for(shipper, connection, 1))
+        await wait_until(lambda: has_stored(spool, connection, 1))
 
 
 async def test_missing_partition_is_made_on_demand(
     directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
     long_ago = datetime.now(UTC) - timedelta(days=300)
-    async with open_spool(directory) as journal, ship(journal, pool) as shipper:
+    async with write_spool(directory) as (spool, journal), ship(spool, pool):
         await append(journal, make_record(long_ago), make_record())
 
-        await wait_until(lambda: has_nothing_to_do_for(shipper, connection, 2))
+        await wait_until(lambda: has_stored(spool, connection, 2))
 
 
 async def test_segment_closed_after_its_last_row_was_shipped_leaves_the_disk(
     directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal_module, "RETAIN_SECONDS", 0.0)
-    async with open_spool(directory) as journal, ship(journal, pool) as shipper:
+    async with write_spool(directory) as (spool, journal), ship(spool, pool):
         await append(journal, make_record())
-        await wait_until(lambda: has_nothing_to_do_for(shipper, connection, 1))
+        await wait_until(lambda: has_stored(spool, connection, 1))
         monkeypatch.setattr(journal_module, "SEGMENT_SECONDS", 0.0)
 
         await wait_until(lambda: has_left(directory, 0))
@@ -295,20 +314,20 @@ async def test_pending_rows_are_right_when_all_is_offered_again(
     directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal_module, "RETAIN_SECONDS", 0.0)
-    async with open_spool(directory) as journal:
-        async with ship(journal, pool) as shipper:
+    async with write_spool(directory) as (spool, journal):
+        async with ship(spool, pool) as shipper:
             await append(journal, make_record(), make_record())
-            await wait_until(lambda: has_nothing_to_do_for(shipper, connection, 2))
+            await wait_until(lambda: has_stored(spool, connection, 2))
             with monkeypatch.context() as patch:
                 patch.setattr(journal_module, "SEGMENT_SECONDS", 0.0)
                 await wait_until(lambda: has_left(directory, 0))
             await append(journal, make_record())
-            await wait_until(lambda: has_nothing_to_do_for(shipper, connection, 3))
+            await wait_until(lambda: has_stored(spool, connection, 3))
         shipper._reader.rewind()
-        assert shipper.pending_rows == 1  # the other two are no longer on the disk
+        assert spool.pending_rows == 1  # the other two are no longer on the disk
 
-        async with ship(journal, pool) as shipper:
-            await wait_until(lambda: has_nothing_to_do(shipper))
+        async with ship(spool, pool) as shipper:
+            await wait_until(lambda: has_nothing_to_do(spool))
 
     assert await has_rows(connection, 3)
     assert not (directory / "dead").exists()
@@ -317,13 +336,13 @@ async def test_pending_rows_are_right_when_all_is_offered_again(
 async def test_shipper_that_is_stopped_in_the_middle_of_an_insert_goes_on_later(
     directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
-    async with open_spool(directory) as journal:
+    async with write_spool(directory) as (spool, journal):
         async with connection.transaction():
             await connection.execute("LOCK TABLE prediction_log IN ACCESS EXCLUSIVE MODE")
             await append(journal, make_record())
             with contextlib.suppress(asyncio.CancelledError):
-                async with ship(journal, pool):
+                async with ship(spool, pool):
                     await asyncio.sleep(0.2)
 
-        async with ship(journal, pool) as shipper:
-            await wait_until(lambda: has_nothing_to_do_for(shipper, connection, 1))
+        async with ship(spool, pool):
+            await wait_until(lambda: has_stored(spool, connection, 1))

@@ -18,6 +18,7 @@ from app.prediction_log.failures import FailureKind
 from app.prediction_log.record import Record, encode_records
 from app.spool.journal import Journal, open_journal
 from app.spool.segment import HEADER_BYTES, encode_frame
+from app.spool.spool import open_spool
 from tests.support.load import find_lost, load
 from tests.support.processes import ROOT, Server, find_free_port, run_app, start_app, wait_until
 from tests.support.records import count_rows, make_record
@@ -228,7 +229,7 @@ OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 
 def test_every_reason_code_is_documented() -> None:
     sources = [path.read_text() for path in (ROOT / "app").rglob("*.py")]
-    named = r'(?:"code": |(?:SpoolFailure|LogTrouble)\(\s*)"([a-z_]+)"'
+    named = r'(?:"code": |Reason\(\s*code=)"([a-z_]+)"'
     codes = {code for source in sources for code in re.findall(named, source)}
     codes |= {f"log_{kind}" for kind in get_args(FailureKind)}
 
@@ -256,7 +257,7 @@ def test_every_command_in_operations_exists() -> None:
 
 @asynccontextmanager
 async def use_spool(directory: Path) -> AsyncIterator[Journal]:
-    async with open_journal(directory, 1024**3, False, pytest.fail) as journal:
+    async with open_spool(directory) as spool, open_journal(spool, 1024**3, False, pytest.fail) as journal:
         yield journal
 
 

@@ -46,7 +46,7 @@ def find_refusals(state: State) -> list[dict[str, str]]:
     if state.lifecycle.schema == "behind" and state.durability == "database":
         reasons.append(SCHEMA_BEHIND)
     if refusal := state.log.find_refusal():
-        reasons.append({"code": refusal.code, "detail": refusal.detail})
+        reasons.append(msgspec.to_builtins(refusal))
     return reasons
 
 
@@ -58,7 +58,7 @@ def find_troubles(state: State) -> list[dict[str, str]]:
     if state.lifecycle.schema is None:
         reasons.append({"code": "database_unprepared", "detail": "PostgreSQL has not been reached since the start"})
     if trouble := state.log.find_trouble():
-        reasons.append({"code": trouble.code, "detail": trouble.detail})
+        reasons.append(msgspec.to_builtins(trouble))
     if state.reloader.is_default_unclear:
         reasons.append(DEFAULT_UNCLEAR)
     return reasons + find_model_troubles(state)

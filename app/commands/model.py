@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from app.errors import StartupError
+from app.files import write_file
 from app.serving.features import Value
-from app.serving.files import read_model_file, write_model_file
 from app.serving.graph import list_optional_inputs, set_metadata
+from app.serving.loading import read_model_file
 from app.serving.metadata import KEYS
 from app.serving.model import Model
 from app.serving.signature import decision_rule
@@ -68,7 +69,7 @@ def pack_model(file: Path, output: Path, packing: Packing, console: Console | No
         raise StartupError(f"{file}: {error}") from error
     model = _load(file, output, content)
     try:
-        write_model_file(output, content)
+        write_file(output, content, mode=0o644)  # a server under another user reads it
     except OSError as error:
         raise StartupError(f"{output}: cannot be written: {error.strerror}") from error
     _show(output, model, content, console or Console())

@@ -31,11 +31,12 @@ from app.database.embedded_home import (
     open_private,
     remove,
     remove_leftovers,
-    sync_directory,
     write_private,
 )
 from app.database.queries import EMBEDDED_DATABASE, create_embedded_database
 from app.errors import StartupError
+from app.files import sync_directory
+from app.tasks import call_in_thread
 
 logger = logging.getLogger(__name__)
 
@@ -357,12 +358,7 @@ async def _run(cluster: Cluster, seconds: int, program: str, *arguments: str) ->
 
     In a thread, since uvloop's subprocesses take no `user` and `group`.
     """
-    running = asyncio.ensure_future(asyncio.to_thread(_run_blocking, cluster, seconds, program, *arguments))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        raise
+    return await call_in_thread(_run_blocking, cluster, seconds, program, *arguments)
 
 
 def _run_blocking(cluster: Cluster, seconds: int, program: str, *arguments: str) -> tuple[int, str]:

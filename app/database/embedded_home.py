@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.errors import StartupError
+from app.files import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -176,28 +177,16 @@ def make_servers_directory(path: Path, account: Account | None) -> None:
 
 
 def write_private(path: Path, text: str, owner: Account | None = None) -> None:
-    """Write a file that only its owner can read, to the disk."""
-    with open(open_private(path), "w") as file:
+    """Replace a file by one that only its owner can read."""
+    with replace_file(path, mode=0o600) as file:
         if owner:
             os.fchown(file.fileno(), owner.user, owner.group)
-        file.truncate()
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+        file.write(text.encode())
 
 
 def open_private(path: Path) -> int:
     """Open a file that only we can read, made if missing; refuse a link."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-
-
-def sync_directory(path: Path) -> None:
-    """Bring the names in a directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def remove(path: Path) -> None:

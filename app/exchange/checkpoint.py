@@ -1,12 +1,12 @@
 """How far an import has come: a small file that is replaced after each batch, and outlives a crash at any moment."""
 
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
 from app.errors import ScorekeeperError
+from app.files import replace_file
 
 
 class CheckpointError(ScorekeeperError):
@@ -59,12 +59,8 @@ def _read(path: Path) -> Checkpoint | None:
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Replace the file by one that is on the disk."""
-    temporary = path.with_name(f"{path.name}.new")
     try:
-        with temporary.open("wb") as file:
+        with replace_file(path) as file:
             file.write(msgspec.json.encode(checkpoint))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error}; --state names another place") from error

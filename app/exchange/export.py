@@ -1,13 +1,13 @@
 """`python -m app export`: labelled rows of a period as a CSV or Parquet file, streamed from PostgreSQL."""
 
 import csv
-import os
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import BinaryIO, Literal, TypeAlias
 
 import asyncpg
 import msgspec
@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from app.database.pool import ConnectionFailure, check_server, describe_connection_error
 from app.errors import ScorekeeperError
 from app.exchange.parquet import ParquetWriter, import_pyarrow
+from app.files import replace_file
 from app.quality.export_queries import ExportFilter, count_by_version, stream_rows
 
 ExportFormat = Literal["csv", "parquet"]
@@ -55,8 +56,8 @@ class Export:
 class CsvWriter:
     """Writes rows with a line of names before them; an absent value is an empty cell."""
 
-    def __init__(self, path: Path, columns: Mapping[str, type]) -> None:
-        self._file = path.open("w", encoding="utf-8", newline="")
+    def __init__(self, file: BinaryIO, columns: Mapping[str, type]) -> None:
+        self._file = io.TextIOWrapper(file, encoding="utf-8", newline="")
         self._writer = csv.writer(self._file, lineterminator="\n")
         self._writer.writerow(columns)
 
@@ -65,8 +66,8 @@ class CsvWriter:
         self._writer.writerows(rows)
 
     def close(self) -> None:
-        """Write what is left to write."""
-        self._file.close()
+        """Write what is left to write; the file stays open."""
+        self._file.detach()
 
 
 Writer: TypeAlias = CsvWriter | ParquetWriter
@@ -121,20 +122,15 @@ def name_probabilities(version: asyncpg.Record) -> list[str]:
 @contextmanager
 def open_output(export: Export, columns: Mapping[str, type]) -> Iterator[Writer]:
     """Write to a file beside the output, which it replaces when all is written and on the disk."""
-    temporary = export.output.with_name(f".{export.output.name}.{os.getpid()}")
     try:
-        writer: Writer = (ParquetWriter if export.file_format == "parquet" else CsvWriter)(temporary, columns)
-        try:
-            yield writer
-        finally:
-            writer.close()
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(export.output)
+        with replace_file(export.output) as file:
+            writer: Writer = (ParquetWriter if export.file_format == "parquet" else CsvWriter)(file, columns)
+            try:
+                yield writer
+            finally:
+                writer.close()
     except OSError as error:
         raise ExportError(f"{export.output} cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 async def write_rows(

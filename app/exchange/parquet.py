@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from app.errors import ScorekeeperError
 
@@ -52,14 +52,14 @@ def _round_times(pa: Any, table: Any) -> Any:
 
 
 class ParquetWriter:
-    """Writes rows of columns that are given as name -> type: str, datetime, float, int or bool; closed by `close`."""
+    """Writes rows of columns that are given as name -> type: str, datetime, float, int or bool; ended by `close`."""
 
-    def __init__(self, path: Path, columns: Mapping[str, type]) -> None:
+    def __init__(self, file: BinaryIO, columns: Mapping[str, type]) -> None:
         pa = import_pyarrow()
         numbers = {float: pa.float64(), int: pa.int64(), bool: pa.bool_()}
         types = {str: pa.string(), datetime: pa.timestamp("us", "UTC"), **numbers}
         self._schema = pa.schema([(name, types[of]) for name, of in columns.items()])
-        self._writer = pa.parquet.ParquetWriter(path, self._schema)
+        self._writer = pa.parquet.ParquetWriter(file, self._schema)
         self._table = pa.table
 
     def write(self, rows: Sequence[Sequence[object]]) -> None:
@@ -69,5 +69,5 @@ class ParquetWriter:
         self._writer.write_table(self._table(columns, schema=self._schema))
 
     def close(self) -> None:
-        """Write the end of the file."""
+        """Write what ends a Parquet file; the file stays open."""
         self._writer.close()

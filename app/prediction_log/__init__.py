@@ -1,5 +1,5 @@
 """Scores to durable rows.
 
-record -> log -> journal (segment, flush) -> reader -> shipper -> inserter -> PostgreSQL at the levels fsync and os;
-record -> log -> committer -> inserter -> PostgreSQL at the level database. partitions and queries stand beside.
+record -> spooled_log -> spool.journal ... spool.reader -> shipper -> inserter -> PostgreSQL at the levels fsync and os;
+record -> committed_log -> inserter -> PostgreSQL at the level database. partitions and queries stand beside.
 """

@@ -1,8 +1,11 @@
 """What a failed insert means: try again, tell the operator, or find the one row at fault."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from asyncpg import exceptions as pg
+
+from app.errors import Reason
 
 FailureKind = Literal["transient", "configuration", "partition", "poison"]
 
@@ -31,5 +34,19 @@ def classify_failure(error: BaseException) -> FailureKind:
 
 
 def is_raised_by_trigger(error: pg.PostgresError) -> bool:
-    """Tell whether the error comes out of a function: the insert itself calls none."""
+    """Return whether the error comes out of a function: the insert itself calls none."""
     return "pl/pgsql" in (error.context or "").lower()  # the one word that no translation of PostgreSQL changes
+
+
+EXPLANATIONS: Mapping[FailureKind, str] = {
+    "transient": "it cannot be reached or cannot answer",
+    "configuration": "its schema, grants or triggers are not as this release needs them",
+    "partition": "a partition is missing and cannot be made",
+    "poison": "it refuses a row",
+}
+"""Without PostgreSQL's own words, which are for the server's log only."""
+
+
+def explain_failure(kind: FailureKind) -> Reason:
+    """Return what /health says of a failure."""
+    return Reason(code=f"log_{kind}", detail=f"PostgreSQL takes no predictions: {EXPLANATIONS[kind]}")

@@ -1,8 +1,9 @@
 """One attempt to store rows in PostgreSQL, and what its failure means."""
 
+import asyncio
+import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import date
 
 import asyncpg
@@ -19,17 +20,11 @@ ATTEMPT_SECONDS = 5.0
 ATTEMPT_ERRORS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
-@dataclass(frozen=True, slots=True)
-class LogFailure:
-    """Why rows could not be stored. `reason` is for the operator: the server's words, no data of rows."""
-
-    kind: FailureKind
-    reason: str
-    since: float = field(default_factory=time.time)
-
-
 class InsertError(Exception):
-    """An attempt failed; nothing of the batch is known to be stored, all of it may be."""
+    """An attempt failed; nothing of the batch is known to be stored, all of it may be.
+
+    `reason` is for the operator: PostgreSQL's words, without data of rows.
+    """
 
     def __init__(self, kind: FailureKind, reason: str) -> None:
         super().__init__(reason)
@@ -90,6 +85,16 @@ class Inserter:
         if kind == "transient":
             await self._pool.expire_connections()
         return InsertError(kind, reason)
+
+
+async def wait_to_retry(attempt: int, base_seconds: float, cap_seconds: float) -> None:
+    """Wait before the next attempt, not before the second: after a restart of PostgreSQL only the first use fails.
+
+    A pooled connection does not know of the restart before. The wait grows to the cap, with full jitter.
+    """
+    if attempt > 1:
+        longest = min(cap_seconds, base_seconds * 2.0 ** min(attempt, 20))
+        await asyncio.sleep(random.uniform(0, longest))  # noqa: S311
 
 
 def list_days(rows: Sequence[bytes]) -> list[date]:

@@ -7,19 +7,19 @@ restart are one path, and memory is one batch whatever waits.
 import asyncio
 import hashlib
 import logging
-import random
 import time
 from collections.abc import Sequence
 
 import msgspec
 
 from app import metrics
-from app.prediction_log.inserter import Inserter, InsertError, LogFailure
+from app.errors import Reason, keep_since
+from app.prediction_log.failures import explain_failure
+from app.prediction_log.inserter import Inserter, InsertError, wait_to_retry
 from app.prediction_log.record import RowDate
-from app.spool.disk import write_aside
-from app.spool.journal import Journal
-from app.spool.reader import Batch, SpoolReader
+from app.spool.reader import Chunk, SpoolReader
 from app.spool.segment import Frame
+from app.spool.spool import Spool
 
 logger = logging.getLogger(__name__)
 
@@ -40,30 +40,26 @@ WATCH_SECONDS = 10.0
 
 
 class Shipper:
-    """Stores what the journal has promised. `failure` is None when the last attempt held."""
+    """Stores what a spool holds. `trouble` and `error` say why the last attempt failed, None when it held."""
 
-    def __init__(self, journal: Journal, inserter: Inserter) -> None:
-        self._journal = journal
+    def __init__(self, spool: Spool, inserter: Inserter) -> None:
+        self._spool = spool
         self._inserter = inserter
-        self._reader = SpoolReader(journal.segments, journal.directory, journal.disk)
+        self._reader = SpoolReader(spool)
         self._oldest: float | None = None
         self._cluster: str | None = None
         self._next_watch = 0.0
-        self.failure: LogFailure | None = None
+        self.trouble: Reason | None = None
+        self.error: InsertError | None = None
 
     @property
     def lag_seconds(self) -> float:
         """Age of the oldest row that waits to be stored; 0 when none does."""
         return 0.0 if self._oldest is None else max(0.0, time.time() - self._oldest)
 
-    @property
-    def pending_rows(self) -> int:
-        """Rows on the disk that are not stored yet, or are to be offered again."""
-        return sum(segment.pending_rows for segment in list(self._journal.segments))
-
     async def run(self) -> None:
         """Ship until cancelled, first what an earlier run has left."""
-        recovered_rows = await asyncio.to_thread(self._reader.count_recovered_rows)
+        recovered_rows = await asyncio.to_thread(self._spool.count_older_rows)
         if recovered_rows:
             logger.info("the spool holds %d rows of earlier runs, to be offered again", recovered_rows)
         while True:
@@ -79,24 +75,24 @@ class Shipper:
                 await asyncio.sleep(LINGER_SECONDS)
 
     async def _ship_next(self) -> int:
-        """Ship one batch, or wait until there is one; return how many rows it had."""
+        """Ship one chunk, or wait until there is one; return how many rows it had."""
         await self._watch_cluster()
-        self._journal.grown.clear()
-        batch = await asyncio.to_thread(self._reader.read)
-        if batch is None:
+        self._spool.grown.clear()
+        chunk = await asyncio.to_thread(self._reader.read)
+        if chunk is None:
             await self._idle()
         else:
-            await self._ship(batch)
-        self._mark_shipped()
-        return 0 if batch is None else batch.rows
+            await self._ship(chunk)
+        self._reader.mark_shipped()
+        return 0 if chunk is None else chunk.rows
 
-    async def _ship(self, batch: Batch) -> None:
-        """Store a batch, however long it takes, and move on."""
-        if batch.frames:
-            self._oldest = read_instant(batch.frames[0].payload)
-            await self._store(batch.frames)
+    async def _ship(self, chunk: Chunk) -> None:
+        """Store a chunk, however long it takes, and move on."""
+        if chunk.frames:
+            self._oldest = read_instant(chunk.frames[0].payload)
+            await self._store(chunk.frames)
             self._oldest = None
-        self._reader.advance(batch)
+        self._reader.advance(chunk)
 
     async def _store(self, frames: Sequence[Frame]) -> None:
         attempt = 0
@@ -109,8 +105,7 @@ class Shipper:
                     return
                 attempt += 1
                 self._note(error)
-                if attempt > 1:  # after a restart of the server only the first use of a pooled connection fails
-                    await pause(attempt)
+                await wait_to_retry(attempt, RETRY_BASE_SECONDS, RETRY_CAP_SECONDS)
             else:
                 metrics.LOG_REPEATED.inc(sum(frame.rows for frame in frames) - stored)
                 self._note(None)
@@ -128,27 +123,27 @@ class Shipper:
         await self._store(frames[middle:])
 
     async def _keep_dead(self, frame: Frame, error: InsertError) -> None:
-        path = self._journal.directory / "dead" / name_dead(frame.payload)
-        is_new = not await asyncio.to_thread(path.exists)
+        name = name_dead(frame.payload)
+        is_new = not await asyncio.to_thread((self._spool.directory / "dead" / name).exists)
         attempt = 0
         while True:
             try:
-                await asyncio.to_thread(write_aside, self._journal.disk, path, frame.payload)
+                await asyncio.to_thread(self._spool.put_aside, "dead", name, frame.payload)
             except OSError as refusal:
                 attempt += 1
-                logger.warning("a row that PostgreSQL refuses cannot be kept in %s: %s", path, refusal)
-                await pause(attempt)
+                logger.warning("a row that PostgreSQL refuses cannot be kept in dead/%s: %s", name, refusal)
+                await wait_to_retry(attempt, RETRY_BASE_SECONDS, RETRY_CAP_SECONDS)
             else:
                 break
         if is_new:
             metrics.LOG_DEAD.inc(frame.rows)
-        logger.error("PostgreSQL refuses a row, kept in dead/%s: %s", path.name, error)
+        logger.error("PostgreSQL refuses a row, kept in dead/%s: %s", name, error)
 
     async def _idle(self) -> None:
         """Wait for rows, and meanwhile look whether PostgreSQL is there."""
         try:
             async with asyncio.timeout(IDLE_SECONDS):
-                await self._journal.grown.wait()
+                await self._spool.grown.wait()
         except TimeoutError:
             try:
                 await self._inserter.insert([])
@@ -156,12 +151,6 @@ class Shipper:
                 self._note(error)
             else:
                 self._note(None)
-
-    def _mark_shipped(self) -> None:
-        """Release what is finished: also a segment that was closed after its last row had been shipped."""
-        for segment in self._journal.segments:
-            if segment.is_finished and segment.shipped_at is None and not segment.is_kept:
-                segment.shipped_at = time.monotonic()
 
     async def _watch_cluster(self) -> None:
         """Offer all that is kept again when a standby has taken over: it may lack the last commits."""
@@ -179,20 +168,15 @@ class Shipper:
         self._cluster = cluster
 
     def _note(self, error: InsertError | None) -> None:
-        if error is None:
-            if self.failure is not None:
-                logger.info("PostgreSQL takes predictions again")
-            self.failure = None
-        elif self.failure is None or self.failure.reason != error.reason:
-            logger.warning("PostgreSQL takes no predictions, they wait on disk (%s): %s", error.kind, error)
-            since = self.failure.since if self.failure else time.time()
-            self.failure = LogFailure(error.kind, error.reason, since)
+        before, self.error = self.error, error
+        if error is not None:
+            self.trouble = keep_since(explain_failure(error.kind), self.trouble)
+            if before is None or before.reason != error.reason:
+                logger.warning("PostgreSQL takes no predictions, they wait on disk (%s): %s", error.kind, error)
+        elif before is not None:
+            self.trouble = None
 
-
-async def pause(attempt: int) -> None:
-    """Wait before the next attempt, with full jitter."""
-    longest = min(RETRY_CAP_SECONDS, RETRY_BASE_SECONDS * 2.0 ** min(attempt, 20))
-    await asyncio.sleep(random.uniform(0, longest))  # noqa: S311
+            logger.info("PostgreSQL takes predictions again")
 
 
 def split_frame(frame: Frame) -> list[Frame]:

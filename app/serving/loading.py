@@ -2,12 +2,12 @@
 
 import logging
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from app.errors import StartupError
-from app.serving.files import read_model_file
 from app.serving.model import Model
 
 logger = logging.getLogger(__name__)
@@ -16,6 +16,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """What a model or version may be called: safe in a URL, a metric label and a directory."""
 
 LAYOUT = "<name>/<version>/model.onnx"
+
+MAX_FILE_BYTES = 2 * 1024**3 - 1
+"""What a protocol buffer, and so an ONNX file, can have."""
 
 Key = tuple[str, str]
 """Name and version."""
@@ -107,6 +110,22 @@ def load_model(name: str, version: str, path: Path) -> Model:
         raise StartupError(f"{path}: {error}") from error
     logger.info("loaded model %s version %s (%d classes)", name, version, len(model.signature.classes))
     return model
+
+
+def read_model_file(path: Path) -> bytes:
+    """Return all of a file; raise StartupError for what cannot be a model, with a line that does not name it."""
+    try:
+        status = path.stat()
+        if stat.S_ISFIFO(status.st_mode) or stat.S_ISCHR(status.st_mode):  # reading would not end
+            raise StartupError("cannot be read: not a regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise StartupError(f"has {status.st_size:,} bytes, an ONNX file has at most {MAX_FILE_BYTES:,}")
+        content = path.read_bytes()
+    except OSError as error:
+        raise StartupError(f"cannot be read: {error.strerror}") from error
+    if not content:
+        raise StartupError("is empty")
+    return content
 
 
 def version_key(version: str) -> list[tuple[bool, int, str]]:

@@ -1,12 +1,12 @@
 """Pinned default versions: a small file under DATA_DIR, so that they survive a restart."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from app.errors import StartupError
+from app.files import write_file
 
 DECODER = msgspec.json.Decoder(dict[str, str])
 
@@ -23,15 +23,4 @@ def read_pins(file: Path) -> dict[str, str]:
 
 def write_pins(file: Path, pins: Mapping[str, str]) -> None:
     """Replace the file, all or nothing, also when the power fails. Blocks; raises OSError."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_suffix(".new")
-    with draft.open("wb") as opened:
-        opened.write(msgspec.json.encode(pins))
-        opened.flush()
-        os.fsync(opened.fileno())
-    draft.replace(file)
-    directory = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    write_file(file, msgspec.json.encode(pins))

@@ -1,17 +1,12 @@
-"""The spool's disk: its system calls in one place, and waiting for a sync without blocking the event loop."""
+"""The spool's disk: its system calls in one place, and what is done with several of them."""
 
-import asyncio
 import logging
 import os
 import shutil
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
-if TYPE_CHECKING:
-    from caio.abstract import AbstractOperation
+from app import files
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +63,7 @@ class Disk:
 
     def sync_directory(self, path: Path) -> None:
         """Bring a directory's entries to the disk."""
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        files.sync_directory(path)
 
     def measure_free(self, directory: Path) -> int:
         """Return how many bytes of the file system are free."""
@@ -81,12 +72,48 @@ class Disk:
 
 DISK = Disk()
 
+PAGE_BYTES = 4096
+"""What is given up at once where the disk cannot read."""
+
 
 def write_all(disk: Disk, descriptor: int, data: bytes) -> None:
     """Write everything: a nearly full disk takes a part of it first."""
     view = memoryview(data)
     while view:
         view = view[disk.write(descriptor, view) :]
+
+
+def read_bytes(disk: Disk, descriptor: int, size: int, start: int) -> bytes:
+    """Read `size` bytes, fewer at the end of the file; zeros stand for pages that the disk cannot read."""
+    try:
+        return _read_all(disk, descriptor, size, start)
+    except OSError as error:
+        logger.warning("the spool's disk cannot read, going on page by page: %s", error)
+    data = bytearray()
+    while len(data) < size:
+        step = min(PAGE_BYTES - (start + len(data)) % PAGE_BYTES, size - len(data))
+        try:
+            page = _read_all(disk, descriptor, step, start + len(data))
+        except OSError:
+            page = bytes(step)
+        data += page
+        if len(page) < step:
+            break
+    return bytes(data)
+
+
+def _read_all(disk: Disk, descriptor: int, size: int, start: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = disk.read(descriptor, size - len(data), start + len(data))
+        if not part:
+            break
+        data = data + part if data else part
+    return data
+
+
+# Not by app.files: a segment has a new name, so it replaces nothing; it stays open for what is appended later; and each
+# call goes through a Disk, so that tests make any of them fail or take the power.
 
 
 def create_file(disk: Disk, path: Path, data: bytes) -> int:
@@ -109,10 +136,10 @@ def create_file(disk: Disk, path: Path, data: bytes) -> int:
     return descriptor
 
 
-def make_directory(disk: Disk, path: Path, mode: int = 0o700) -> None:
+def make_directories(disk: Disk, path: Path, mode: int = 0o700) -> None:
     """Make a directory and, as open as usual, its parents, if they are not there, with their entries on the disk."""
     if path.parent != path and not path.parent.is_dir():
-        make_directory(disk, path.parent, 0o777)
+        make_directories(disk, path.parent, 0o777)
     harmless: type[OSError] = PermissionError  # a parent that is closed to us was not made by us
     try:
         disk.make_directory(path, mode)
@@ -120,126 +147,3 @@ def make_directory(disk: Disk, path: Path, mode: int = 0o700) -> None:
         harmless = OSError  # it has most likely been synced when it was made, and its disk may be failing by now
     with suppress(harmless):
         disk.sync_directory(path.parent)
-
-
-def write_aside(disk: Disk, path: Path, data: bytes) -> None:
-    """Keep bytes in a file of their own for a person to look at, on the disk when this returns."""
-    make_directory(disk, path.parent)
-    disk.close(create_file(disk, path, data))
-
-
-OnFlushed = Callable[[OSError | None], None]
-"""Called on the event loop when the data is on the disk, or with the error that says that it may not be."""
-
-
-class Flusher(Protocol):
-    """Bring what has been written to a file to the disk."""
-
-    def flush(self, descriptor: int, on_flushed: OnFlushed) -> None:
-        """Start an fdatasync; `on_flushed` is called later, never from within this call."""
-
-    def close(self) -> None:
-        """Free what it holds; nothing is under way any more."""
-
-
-AIO_EVENTS = 8
-"""Operations that may be under way; the journal has one."""
-
-CAIO_ERRORS = (OSError, ValueError, OverflowError, SystemError)
-"""What caio makes of errno: EBADF is a ValueError, EAGAIN an OverflowError, most others are SystemErrors."""
-
-
-class KernelFlusher:
-    """Linux kernel AIO: no thread that would have to win the interpreter lock back from the loop."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        from caio import linux_aio  # noqa: PLC0415  # only Linux has it
-
-        self._loop = loop
-        self._operation = linux_aio.Operation
-        self._context = linux_aio.Context(AIO_EVENTS)
-        loop.add_reader(self._context.fileno, self._on_ready)
-
-    def flush(self, descriptor: int, on_flushed: OnFlushed) -> None:
-        """Submit an fdatasync to the kernel."""
-        self._submit(self._operation.fdsync(descriptor), on_flushed)
-
-    def _submit(self, operation: "AbstractOperation", on_flushed: OnFlushed) -> None:
-        operation.set_callback(lambda result: on_flushed(explain_result(result)))
-        try:
-            taken = self._context.submit(operation)
-        except CAIO_ERRORS as error:
-            self._loop.call_soon(on_flushed, OSError(str(error)))
-        else:
-            if taken != 1:
-                self._loop.call_soon(on_flushed, OSError("the kernel did not take the operation"))
-
-    def close(self) -> None:
-        """Stop listening for completions."""
-        self._loop.remove_reader(self._context.fileno)
-
-    def _on_ready(self) -> None:
-        with suppress(BlockingIOError):  # an earlier look has taken this completion along
-            self._context.poll()
-        while self._context.process_events():
-            pass
-
-
-def explain_result(result: int) -> OSError | None:
-    """Return the error of a completed operation, which caio 0.12 hands over as an unsigned number: 2**64 - errno."""
-    code = 2**64 - result if result >= 2**63 else -result
-    return OSError(code, os.strerror(code)) if code > 0 else None
-
-
-class ThreadFlusher:
-    """One thread that calls fdatasync: works everywhere."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fdatasync")
-
-    def flush(self, descriptor: int, on_flushed: OnFlushed) -> None:
-        """Have the thread do it."""
-        self._executor.submit(self._flush, descriptor, on_flushed)
-
-    def _flush(self, descriptor: int, on_flushed: OnFlushed) -> None:
-        error: OSError | None = None
-        try:
-            sync_file(descriptor)
-        except OSError as caught:
-            error = caught
-        self._loop.call_soon_threadsafe(on_flushed, error)
-
-    def close(self) -> None:
-        """End the thread."""
-        self._executor.shutdown(wait=True)
-
-
-TRY_SECONDS = 10.0
-"""How long the first flush may take."""
-
-
-async def open_flusher(descriptor: int) -> Flusher:
-    """Return the kernel's way if it works on the file system of an open file, else the thread."""
-    loop = asyncio.get_running_loop()
-    try:
-        flusher = KernelFlusher(loop)
-    except (ImportError, *CAIO_ERRORS) as error:
-        logger.info("fdatasync by a thread: kernel AIO is not available (%s)", error)
-        return ThreadFlusher(loop)
-    refusal = await _try_flush(flusher, descriptor)
-    if refusal is None:
-        return flusher
-    flusher.close()
-    logger.info("fdatasync by a thread: kernel AIO does not work for the spool (%s)", refusal)
-    return ThreadFlusher(loop)
-
-
-async def _try_flush(flusher: Flusher, descriptor: int) -> OSError | None:
-    done: asyncio.Future[OSError | None] = asyncio.get_running_loop().create_future()
-    flusher.flush(descriptor, lambda error: None if done.done() else done.set_result(error))
-    try:
-        async with asyncio.timeout(TRY_SECONDS):
-            return await done
-    except TimeoutError:
-        return OSError("no answer")

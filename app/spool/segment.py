@@ -11,7 +11,7 @@ in brackets, and an operator can read what is on the disk.
 
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 HEADER = struct.Struct("<8s16sQQ")
@@ -60,11 +60,26 @@ class Damage:
 
 
 @dataclass(slots=True)
-class Segment:
-    """A file of the spool. `readable_end` is how far it may be read: what was promised, or all of an older file.
+class Progress:
+    """What the reader has done with a segment, counted from its beginning.
 
-    `acknowledged` is how much had been promised for certain, None where that is not known. The rest is the shipper's:
-    how far it has got, and whether something of the file is nowhere else, so that it must not be removed.
+    `shipped_at`: when all of it had been dealt with, monotonic. `is_kept`: something of the file is nowhere else, so it
+    must not be removed. `retry_at`: the file cannot be opened, and is passed over until then, monotonic.
+    """
+
+    read_end: int = 0
+    shipped_rows: int = 0
+    shipped_at: float | None = None
+    is_kept: bool = False
+    retry_at: float = 0.0
+
+
+@dataclass(slots=True)
+class Segment:
+    """A file of the spool, as its writer knows it, with the reader's progress.
+
+    `readable_end` is how far it may be read: what was promised, or all of an older file. `acknowledged` is how much had
+    been promised for certain, None where that is not known.
     """
 
     sequence: int
@@ -73,21 +88,17 @@ class Segment:
     acknowledged: int | None
     is_open: bool = False
     rows: int = 0
-    read_end: int = 0
-    shipped_rows: int = 0
-    shipped_at: float | None = None
-    is_kept: bool = False
-    retry_at: float = 0.0
+    progress: Progress = field(default_factory=Progress)
 
     @property
     def is_finished(self) -> bool:
-        """Tell whether all of a closed segment has been dealt with."""
-        return not self.is_open and self.read_end >= self.readable_end
+        """Return whether all of a closed segment has been dealt with."""
+        return not self.is_open and self.progress.read_end >= self.readable_end
 
     @property
     def pending_rows(self) -> int:
         """Rows that wait; what damage has cost no longer does once the end is reached."""
-        return 0 if self.is_finished else max(0, self.rows - self.shipped_rows)
+        return 0 if self.is_finished else max(0, self.rows - self.progress.shipped_rows)
 
 
 def encode_header(header: SegmentHeader) -> bytes:

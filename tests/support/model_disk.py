@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from app.spool.disk import Disk, OnFlushed
+from app.spool.disk import Disk
+from app.spool.flush import OnFlushed
 
 SECTOR_BYTES = 512
 

@@ -1,0 +1,216 @@
+"""The spool: a directory of segments that one process writes, reads and removes, with what was put aside for a person.
+
+A directory holds LOCK, seg-<20 digits>.log, dead/ and corrupt/. The journal writes segments, the reader reads them;
+both are given the spool.
+"""
+
+import asyncio
+import fcntl
+import logging
+import os
+import re
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from uuid import uuid4
+
+from app.errors import StartupError
+from app.spool.disk import DISK, Disk, create_file, make_directories, read_bytes
+from app.spool.segment import (
+    FRAME,
+    FRAME_MAGIC,
+    HEADER_BYTES,
+    Segment,
+    SegmentHeader,
+    decode_header,
+    encode_header,
+)
+from app.tasks import call_in_thread
+
+logger = logging.getLogger(__name__)
+
+SEGMENT_NAME = re.compile(r"seg-\d{20}\.log")
+
+AsideFolder = Literal["dead", "corrupt"]
+"""dead/ has rows that PostgreSQL refuses, corrupt/ bytes of segments that are damaged."""
+
+
+class SpoolInUseError(StartupError):
+    """Another process uses the spool."""
+
+
+@dataclass(slots=True)
+class Spool:
+    """The segments of a directory, oldest first. `lock` is the open LOCK of a spool that this process may change."""
+
+    directory: Path
+    segments: "deque[Segment]"
+    uuid: bytes
+    disk: Disk = DISK
+    lock: int | None = None
+    grown: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when there is more to read."""
+    _last_sequence: int = -1
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of all segments."""
+        return sum(segment.readable_end for segment in list(self.segments))
+
+    @property
+    def pending_rows(self) -> int:
+        """Rows on the disk that are not shipped yet, or are to be offered again."""
+        return sum(segment.pending_rows for segment in list(self.segments))
+
+    async def begin_segment(self) -> int:
+        """Begin a segment, its entry on the disk, and return its open file. OSError: the one before stays open."""
+        before = self.segments[-1] if self.segments else None
+        sequence = max(self._last_sequence, before.sequence if before else -1) + 1
+        path = self.directory / name_segment(sequence)
+        header = encode_header(SegmentHeader(self.uuid, sequence, before.acknowledged if before else None))
+        descriptor = await call_in_thread(create_file, self.disk, path, header)
+        if before is not None:
+            before.is_open = False
+        self.segments.append(Segment(sequence, path, HEADER_BYTES, HEADER_BYTES, is_open=True))
+        self._last_sequence = sequence
+        return descriptor
+
+    async def remove(self, segment: Segment) -> None:
+        """Delete a segment, all of which is in PostgreSQL or was put aside. OSError: it stays."""
+        place = self.segments.index(segment)
+        del self.segments[place]  # first, so that nobody reads it while it goes
+        try:
+            await call_in_thread(self.disk.unlink, segment.path)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            self.segments.insert(place, segment)
+            raise
+
+    def count_older_rows(self) -> int:
+        """Count the rows of older runs by the heads of their frames, without checking them. Blocks."""
+        older = [segment for segment in list(self.segments) if not segment.is_open]
+        for segment in older:
+            segment.rows = self._count_rows(segment)
+        return sum(segment.rows for segment in older)
+
+    def put_aside(self, folder: AsideFolder, name: str, data: bytes) -> None:
+        """Keep bytes in a file of their own for a person to look at, on the disk when this returns. Blocks."""
+        make_directories(self.disk, self.directory / folder)
+        self.disk.close(create_file(self.disk, self.directory / folder / name, data))
+
+    def count_aside(self, folder: AsideFolder) -> int:
+        """Count what was put aside."""
+        try:
+            return len(self.disk.list_names(self.directory / folder))
+        except FileNotFoundError:
+            return 0
+
+    def _count_rows(self, segment: Segment) -> int:
+        rows, at = 0, HEADER_BYTES
+        try:
+            descriptor = self.disk.open(segment.path)
+            try:
+                data = read_bytes(self.disk, descriptor, segment.readable_end, 0)
+            finally:
+                self.disk.close(descriptor)
+        except OSError:
+            return 0  # not known; the reader says that it cannot be read
+        while at + FRAME.size <= len(data):
+            magic, length, count, _ = FRAME.unpack_from(data, at)
+            if magic != FRAME_MAGIC or at + FRAME.size + length > len(data):
+                break
+            rows += count
+            at += FRAME.size + length
+        return rows
+
+
+@asynccontextmanager
+async def open_spool(directory: Path) -> AsyncIterator[Spool]:
+    """Make the directory if need be, and be the only process that uses it until exit.
+
+    A disk that takes nothing does not prevent it: what it holds can be read. Raises StartupError.
+    """
+    try:
+        lock = _lock_directory(directory)
+    except OSError as error:
+        raise StartupError(f"the spool {directory} cannot be opened: {error.strerror}") from error
+    try:
+        try:
+            spool = await asyncio.to_thread(read_spool, directory)
+        except OSError as error:
+            raise StartupError(f"the spool {directory} cannot be read: {error.strerror}") from error
+        spool.lock = lock
+        yield spool
+    finally:
+        os.close(lock)
+
+
+def _lock_directory(directory: Path) -> int:
+    """Lock the directory; LOCK is only read, as a disk may allow no more."""
+    make_directories(DISK, directory)
+    descriptor = os.open(directory / "LOCK", os.O_RDONLY | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise SpoolInUseError(
+            f"the spool {directory} is in use by another process: give each replica a DATA_DIR of its own"
+        ) from None
+    return descriptor
+
+
+def is_in_use(directory: Path) -> bool:
+    """Return whether a process uses the spool, by trying its lock for an instant."""
+    try:
+        descriptor = os.open(directory / "LOCK", os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def read_spool(directory: Path, disk: Disk = DISK) -> Spool:
+    """Return the spool as it is now, to be looked at; a new one gets a new uuid. Blocks; raises OSError.
+
+    FileNotFoundError: the process that uses it has removed a segment meanwhile.
+    """
+    sequences = sorted(int(name[4:24]) for name in disk.list_names(directory) if SEGMENT_NAME.fullmatch(name))
+    paths = [directory / name_segment(sequence) for sequence in sequences]
+    headers = [_read_header(disk, path) for path in paths]
+    segments: deque[Segment] = deque()
+    for index, (sequence, path) in enumerate(zip(sequences, paths, strict=True)):
+        after = headers[index + 1] if index + 1 < len(headers) else None
+        is_next = after is not None and after.sequence == sequence + 1
+        acknowledged = after.acknowledged_before if after is not None and is_next else None
+        segments.append(Segment(sequence, path, max(disk.measure(path), acknowledged or 0), acknowledged))
+    uuids = [header.spool for header in headers if header is not None]
+    return Spool(directory, segments, uuids[-1] if uuids else uuid4().bytes, disk)
+
+
+def name_segment(sequence: int) -> str:
+    """Return the file name of a segment."""
+    return f"seg-{sequence:020d}.log"
+
+
+def _read_header(disk: Disk, path: Path) -> SegmentHeader | None:
+    """Return the header; None where it is damaged or cannot be read, which costs no more than what it says."""
+    try:
+        descriptor = disk.open(path)
+        try:
+            return decode_header(disk.read(descriptor, HEADER_BYTES, 0))
+        finally:
+            disk.close(descriptor)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        logger.warning("the header of %s cannot be read: %s", path, error)
+        return None
