@@ -93,14 +93,14 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, State]]:  # noqa: 
             open_log(log_pool, settings.durability, spool, settings.spool_max_bytes, stop_server) as log,
             open_executor() as executor,
         ):
-            reloader = Reloader(
+            reloader = await Reloader.start(
+                loaded,
                 settings.model_dir,
                 repository,
                 make_batcher=lambda model: make_batcher(model, log, executor),
                 register=jobs.register_model,
                 pins_file=pins_file,
             )
-            await reloader.begin(loaded)
             state = State(
                 loop=asyncio.get_running_loop(),
                 repository=repository,
@@ -141,14 +141,14 @@ def stop_gently(lifecycle: Lifecycle) -> Iterator[None]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        lifecycle.stopping = True
+        lifecycle.stop()
         loop.call_soon_threadsafe(loop.call_later, STOP_DELAY_SECONDS, uvicorn_handler, number, frame)
 
     signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
-        lifecycle.stopping = True
+        lifecycle.stop()
         signal.signal(signal.SIGTERM, uvicorn_handler)
 
 

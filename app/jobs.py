@@ -88,11 +88,11 @@ class Jobs:
                 await make_partitions_ahead(self._pool, timeout=5)
         except ConnectionFailure as error:
             raise StartupError(describe_connection_error(self._url, error)) from error
-        self._lifecycle.schema = schema
+        self._lifecycle.note_schema(schema)
 
     async def register_model(self, model: Model) -> bool:
         """Record a version; False: it is known with other classes; UnavailableError: PostgreSQL cannot be asked."""
-        if self._lifecycle.schema in (None, "behind"):
+        if self._lifecycle.database_trouble is not None:
             raise UnavailableError("the database is not prepared")
         signature = model.signature
         async with borrow_connection(self._pool) as connection, asyncio.timeout(REGISTER_SECONDS):
@@ -132,14 +132,14 @@ class Jobs:
 
     async def watch_database(self) -> None:
         """Prepare a database that was away at the start, or that somebody else has to migrate."""
-        if self._lifecycle.schema not in (None, "behind"):
+        if self._lifecycle.database_trouble is None:
             return
         try:
             await self.prepare_database()
         except (StartupError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             logger.warning("the database cannot be prepared yet: %s", error)
         else:
-            if self._lifecycle.schema != "behind":
+            if self._lifecycle.database_trouble is None:
                 logger.info("the database is prepared")
 
 
