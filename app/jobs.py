@@ -18,10 +18,10 @@ from app.database.pool import ConnectionFailure, borrow_connection, check_server
 from app.errors import StartupError, UnavailableError
 from app.measures.measure import QualityState
 from app.prediction_log.partitions import drop_old_partitions, make_partitions_ahead
-from app.prediction_log.queries import register_version
 from app.quality.queries import fetch_results, read_check
-from app.quality.refresh import QualitySettings, refresh_results
+from app.quality.refresh import KnownVersion, QualitySettings, refresh_results
 from app.serving.model import Model
+from app.serving.queries import fetch_versions, register_version
 from app.serving.reloading import Reloader
 from app.serving.repository import ModelRepository
 from app.state import Lifecycle, Scoreboard
@@ -110,7 +110,9 @@ class Jobs:
         """Compute the results unless another replica does, and export what is stored, or was when it could be read."""
         with survive("the quality job failed", metrics.QUALITY_FAILURES):
             loaded = {(served.model.name, served.model.version) for served in self._repository.all()}
-            await refresh_results(self._pool, self._settings.quality, loaded, self._settings.f1_interval / 2)
+            async with self._pool.acquire(timeout=5) as connection:
+                versions = [KnownVersion(*row) for row in await fetch_versions(connection)]
+            await refresh_results(self._pool, self._settings.quality, versions, loaded, self._settings.f1_interval / 2)
         with survive("the quality results could not be read, the last known ones stay", metrics.QUALITY_FAILURES):
             await self._read_results()
         export_results(self._scoreboard, self._settings.quality.objective)

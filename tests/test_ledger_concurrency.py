@@ -78,7 +78,7 @@ async def refresh(pool: asyncpg.Pool, done: asyncio.Event) -> None:
     """Sweep and fold, as the job does."""
     while not done.is_set():
         with contextlib.suppress(*INTERRUPTIONS):
-            await refresh_results(pool, SETTINGS, set(), timedelta(0))
+            await refresh_results(pool, SETTINGS, [], set(), timedelta(0))
 
 
 async def kill(connection: asyncpg.Connection, chance: random.Random, done: asyncio.Event) -> None:

@@ -14,7 +14,7 @@ from app.quality.labels import Outcome, sweep_pending, take_labels
 from app.quality.refresh import QualitySettings, refresh_results
 from app.settings import QualityWindow
 from tests.support.processes import wait_until
-from tests.support.records import count_rows, make_label, make_record, register_demo, store
+from tests.support.records import count_rows, fetch_known, make_label, make_record, register_demo, store
 
 Sweep = Counter[Outcome]
 
@@ -188,7 +188,7 @@ async def test_labels_of_the_job_are_counted_only_if_they_are_committed(
 
     async with open_pool(database_url, 1) as pool:
         with pytest.raises(asyncpg.CheckViolationError):
-            await refresh_results(pool, settings, {("car-loan", "1")}, timedelta(0))
+            await refresh_results(pool, settings, await fetch_known(connection), {("car-loan", "1")}, timedelta(0))
 
     assert count_new_labels() - before == await count_rows(connection, "prediction_label")
 
