@@ -20,7 +20,7 @@ from app.api import labels, model_admin, models, pages, predict, predictions, qu
 from app.api.predict_batch import make_batcher
 from app.database.pool import DatabaseUnreachableError, open_database_url, open_pool
 from app.errors import ScorekeeperError, StartupError
-from app.jobs import STALE_INTERVALS, Jobs, JobSettings, open_scheduler
+from app.jobs import STALE_INTERVALS, Jobs, JobSettings, open_scheduler, schedule_jobs
 from app.logs import configure_logging
 from app.open_inference import routes as open_inference_models
 from app.openapi import document as openapi
@@ -115,7 +115,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, State]]:  # noqa: 
                 scoreboard=scoreboard,
             )
             del loaded  # or the versions of the start could not leave memory
-            async with open_scheduler(jobs, reloader, f1_interval):
+            async with open_scheduler(schedule_jobs(jobs, reloader.look, f1_interval)):
                 with stop_gently(lifecycle):
                     logger.info("ready: %d model(s), default %s", len(repository.all()), repository.default_model)
                     yield {"scorekeeper": state}

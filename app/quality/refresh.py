@@ -16,7 +16,6 @@ from app.measures.cells import Cells
 from app.measures.f1 import choose_average
 from app.measures.measure import measure
 from app.quality import ledger, queries
-from app.quality.labels import sweep_pending
 from app.quality.ledger_queries import count_period
 from app.quality.queries import QualityResult
 from app.settings import F1Average, QualityWindow
@@ -58,13 +57,12 @@ async def refresh_results(
     loaded: Collection[Version],
     fresh: timedelta,
 ) -> bool:
-    """Sweep, fold, sum, measure and store; False when another replica is at it or did so within `fresh`.
+    """Fold, sum, measure and store; False when another replica is at it or did so within `fresh`.
 
-    Sweep and fold commit by themselves, so that neither is undone or held up by what comes after. Results are stored
+    The fold commits by itself, so that it is not undone by what comes after. Results are stored
     of those `versions` that are `loaded` here or have predictions in some window.
     """
     async with pool.acquire(timeout=5) as connection:
-        await sweep_pending(connection)
         async with connection.transaction():
             if not await is_due(connection, fresh):
                 return False
