@@ -20,7 +20,7 @@ from app.api import labels, model_admin, models, pages, predict, predictions, qu
 from app.api.predict_batch import make_batcher
 from app.database.pool import DatabaseUnreachableError, open_database_url, open_pool
 from app.errors import ScorekeeperError, StartupError
-from app.jobs import STALE_INTERVALS, Jobs, JobSettings, open_scheduler
+from app.jobs import STALE_INTERVALS, Jobs, JobSettings, open_scheduler, schedule_jobs
 from app.logs import configure_logging, open_access_log
 from app.open_inference import routes as open_inference_models
 from app.openapi import document as openapi
@@ -94,14 +94,14 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, State]]:  # noqa: 
             open_log(log_pool, settings.durability, spool, settings.spool_max_bytes, stop_server) as log,
             open_executor() as executor,
         ):
-            reloader = Reloader(
+            reloader = await Reloader.start(
+                loaded,
                 settings.model_dir,
                 repository,
                 make_batcher=lambda model: make_batcher(model, log, executor),
                 register=jobs.register_model,
                 pins_file=pins_file,
             )
-            await reloader.begin(loaded)
             state = State(
                 loop=asyncio.get_running_loop(),
                 repository=repository,
@@ -117,7 +117,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, State]]:  # noqa: 
                 scoreboard=scoreboard,
             )
             del loaded  # or the versions of the start could not leave memory
-            async with open_scheduler(jobs, reloader, f1_interval):
+            async with open_scheduler(schedule_jobs(jobs, reloader.look, f1_interval)):
                 with stop_gently(lifecycle):
                     logger.info("ready: %d model(s), default %s", len(repository.all()), repository.default_model)
                     yield {STATE_KEY: state}
@@ -143,14 +143,14 @@ def stop_gently(lifecycle: Lifecycle) -> Iterator[None]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        lifecycle.stopping = True
+        lifecycle.stop()
         loop.call_soon_threadsafe(loop.call_later, STOP_DELAY_SECONDS, uvicorn_handler, number, frame)
 
     signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
-        lifecycle.stopping = True
+        lifecycle.stop()
         signal.signal(signal.SIGTERM, uvicorn_handler)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,11 +18,11 @@ from app.database.pool import ConnectionFailure, borrow_connection, check_server
 from app.errors import StartupError, UnavailableError
 from app.measures.measure import QualityState
 from app.prediction_log.partitions import drop_old_partitions, make_partitions_ahead
-from app.prediction_log.queries import register_version
+from app.quality.labels import sweep_pending
 from app.quality.queries import fetch_results, read_check
-from app.quality.refresh import QualitySettings, refresh_results
+from app.quality.refresh import KnownVersion, QualitySettings, refresh_results
 from app.serving.model import Model
-from app.serving.reloading import Reloader
+from app.serving.queries import fetch_versions, register_version
 from app.serving.repository import ModelRepository
 from app.state import Lifecycle, Scoreboard
 
@@ -88,11 +88,11 @@ class Jobs:
                 await make_partitions_ahead(self._pool, timeout=5)
         except ConnectionFailure as error:
             raise StartupError(describe_connection_error(self._url, error)) from error
-        self._lifecycle.schema = schema
+        self._lifecycle.note_schema(schema)
 
     async def register_model(self, model: Model) -> bool:
         """Record a version; False: it is known with other classes; UnavailableError: PostgreSQL cannot be asked."""
-        if self._lifecycle.schema in (None, "behind"):
+        if self._lifecycle.database_trouble is not None:
             raise UnavailableError("the database is not prepared")
         signature = model.signature
         async with borrow_connection(self._pool) as connection, asyncio.timeout(REGISTER_SECONDS):
@@ -106,11 +106,19 @@ class Jobs:
                 signature.describe_features(),
             )
 
+    async def sweep_labels(self) -> None:
+        """Apply labels that came before their prediction was stored, and drop those that have waited too long."""
+        with survive("pending labels could not be applied", metrics.LABEL_SWEEP_FAILURES):
+            async with self._pool.acquire(timeout=5) as connection:
+                await sweep_pending(connection)
+
     async def refresh_quality(self) -> None:
         """Compute the results unless another replica does, and export what is stored, or was when it could be read."""
         with survive("the quality job failed", metrics.QUALITY_FAILURES):
             loaded = {(served.model.name, served.model.version) for served in self._repository.all()}
-            await refresh_results(self._pool, self._settings.quality, loaded, self._settings.f1_interval / 2)
+            async with self._pool.acquire(timeout=5) as connection:
+                versions = [KnownVersion(*row) for row in await fetch_versions(connection)]
+            await refresh_results(self._pool, self._settings.quality, versions, loaded, self._settings.f1_interval / 2)
         with survive("the quality results could not be read, the last known ones stay", metrics.QUALITY_FAILURES):
             await self._read_results()
         export_results(self._scoreboard, self._settings.quality.objective)
@@ -132,14 +140,14 @@ class Jobs:
 
     async def watch_database(self) -> None:
         """Prepare a database that was away at the start, or that somebody else has to migrate."""
-        if self._lifecycle.schema not in (None, "behind"):
+        if self._lifecycle.database_trouble is None:
             return
         try:
             await self.prepare_database()
         except (StartupError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             logger.warning("the database cannot be prepared yet: %s", error)
         else:
-            if self._lifecycle.schema != "behind":
+            if self._lifecycle.database_trouble is None:
                 logger.info("the database is prepared")
 
 
@@ -156,36 +164,59 @@ def survive(what: str, failures: Counter) -> Iterator[None]:
         logger.exception("%s", what)
 
 
+Work = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledJob:
+    """Work that is done every interval, for the first time `delay` after the start."""
+
+    work: Work
+    interval: timedelta
+    delay: timedelta = timedelta(0)
+
+
+def schedule_jobs(jobs: Jobs, look_for_models: Work, f1_interval: timedelta) -> list[ScheduledJob]:
+    """Return when each job runs.
+
+    Labels are swept a quarter of an interval before each refresh but the first: one that came before its row is counted
+    within five quarters of an interval after the row is stored, and a slow sweep holds up no refresh.
+    """
+    return [
+        ScheduledJob(jobs.refresh_quality, f1_interval),
+        ScheduledJob(jobs.sweep_labels, f1_interval, delay=f1_interval * 3 / 4),
+        ScheduledJob(jobs.keep_partitions, PARTITION_INTERVAL),
+        ScheduledJob(jobs.watch_database, DATABASE_INTERVAL),
+        ScheduledJob(look_for_models, MODEL_INTERVAL),
+    ]
+
+
 @asynccontextmanager
-async def open_scheduler(jobs: Jobs, reloader: Reloader, f1_interval: timedelta) -> AsyncIterator[None]:
-    """Run the jobs until exit: each at once, then every interval, never twice at a time."""
+async def open_scheduler(schedule: Sequence[ScheduledJob], stop_seconds: float = STOP_SECONDS) -> AsyncIterator[None]:
+    """Run jobs until exit, none twice at a time. Exit waits for those under way, then cancels them."""
     scheduler = AsyncIOScheduler(timezone=UTC, job_defaults={"coalesce": True, "misfire_grace_time": None})
     running: set[asyncio.Task[None]] = set()
 
-    async def run(job: Callable[[], Awaitable[None]]) -> None:
+    async def run(work: Work) -> None:
         task = asyncio.current_task()
         assert task is not None
         running.add(task)
         try:
-            await job()
+            await work()
         finally:
             running.discard(task)
 
-    for job, interval in (
-        (jobs.refresh_quality, f1_interval),
-        (jobs.keep_partitions, PARTITION_INTERVAL),
-        (jobs.watch_database, DATABASE_INTERVAL),
-        (reloader.look, MODEL_INTERVAL),
-    ):
-        seconds = interval.total_seconds()
-        scheduler.add_job(run, "interval", args=(job,), seconds=seconds, next_run_time=datetime.now(UTC))
+    started_at = datetime.now(UTC)
+    for job in schedule:
+        seconds, first = job.interval.total_seconds(), started_at + job.delay
+        scheduler.add_job(run, "interval", args=(job.work,), seconds=seconds, next_run_time=first)
     scheduler.start()
     try:
         yield
     finally:
         scheduler.pause()
         if running:
-            await asyncio.wait(running, timeout=STOP_SECONDS)
+            await asyncio.wait(running, timeout=stop_seconds)
         scheduler.shutdown(wait=False)
 
 

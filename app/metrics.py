@@ -193,6 +193,9 @@ QUALITY_LAST_SUCCESS = Gauge(
     "model_quality_last_success_timestamp_seconds", "When the exported quality results were computed, by any replica"
 )
 QUALITY_FAILURES = Counter("model_quality_failures_total", "Runs of the quality job that failed")
+LABEL_SWEEP_FAILURES = Counter(
+    "model_label_sweep_failures_total", "Failed runs of the job that applies labels once their prediction is stored"
+)
 PARTITION_FAILURES = Counter(
     "prediction_log_partition_failures_total", "Failed runs of the job that makes and drops partitions"
 )

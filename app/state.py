@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import asyncpg
 from starlette.types import Scope
 
 from app.database.migrate import SchemaState
+from app.errors import Reason
 from app.logs import AccessLog
 from app.prediction_log.log import PredictionLog
 from app.quality.queries import QualityResult
@@ -25,9 +26,25 @@ STATE_KEY = "scorekeeper"
 class Lifecycle:
     """What changes in the life of the process and readiness depends on."""
 
-    stopping: bool = False
-    schema: SchemaState | None = None
-    """None: PostgreSQL has not been reached since the start."""
+    stopping: Reason | None = None
+    database_trouble: Reason | None = field(
+        default_factory=lambda: Reason(
+            code="database_unprepared", detail="PostgreSQL has not been reached since the start"
+        )
+    )
+    """Why the database is not prepared; None: its schema is not older than this release needs."""
+
+    def stop(self) -> None:
+        """Note that the server is shutting down."""
+        self.stopping = self.stopping or Reason(code="stopping", detail="the server is shutting down")
+
+    def note_schema(self, schema: SchemaState) -> None:
+        """Note what has been found of the database's schema."""
+        if schema != "behind":
+            self.database_trouble = None
+        elif self.database_trouble is None or self.database_trouble.code != "schema_behind":
+            detail = "the database schema is behind: run `alembic upgrade head`"
+            self.database_trouble = Reason(code="schema_behind", detail=detail)
 
 
 @dataclass(slots=True)

@@ -19,12 +19,13 @@ from predict import database
 
 from app.database.migrate import upgrade_schema
 from app.measures.buckets import window_start
-from app.prediction_log.queries import make_partitions, register_version
+from app.prediction_log.queries import make_partitions
 from app.quality import queries
 from app.quality.labels import sweep_pending
 from app.quality.ledger import fold_ledger, rebuild_day, sum_windows
 from app.quality.ledger_queries import count_period, list_stored_days
-from app.quality.refresh import QualitySettings, score_windows
+from app.quality.refresh import KnownVersion, QualitySettings, score_windows
+from app.serving.queries import fetch_versions, register_version
 from app.settings import QualityWindow
 
 WINDOWS = tuple(QualityWindow(f"{hours}h", timedelta(hours=hours)) for hours in (1, 24, 168))
@@ -59,7 +60,7 @@ async def fill(connection: asyncpg.Connection, rows: int) -> None:
     """Write a week of labelled predictions without triggers, then make their ledger."""
     now = datetime.now(UTC)
     await make_partitions(connection, (now - WEEK - DAY).date(), (now + DAY).date())
-    await register_version(connection, "car-loan", "1", "0" * 64, [0, 1], "1", ["f0"])
+    await register_version(connection, "car-loan", "1", "0" * 64, [0, 1], "1", [{"name": "f0", "type": "number"}])
     await connection.execute("SET session_replication_role = replica")
     await connection.execute(PREDICT, now - WEEK, WEEK / timedelta(milliseconds=1) / rows, rows, timeout=3600)
     await connection.execute(LABEL, now - WEEK - DAY, now + DAY, timeout=3600)
@@ -88,7 +89,8 @@ async def refresh(connection: asyncpg.Connection) -> dict[str, float]:
     async with connection.transaction():
         await take_time("fold", fold_ledger(connection, now))
     await take_time("sum", sum_windows(connection, starts, now))
-    results = await score_windows(connection, SETTINGS, set(), now)
+    versions = [KnownVersion(*row) for row in await fetch_versions(connection)]
+    results = await score_windows(connection, SETTINGS, versions, set(), now)
     async with connection.transaction():
         await take_time("store", queries.store_results(connection, now, SETTINGS.window_names, results))
     return seconds

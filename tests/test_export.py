@@ -16,9 +16,9 @@ from rich.console import Console
 from sklearn.metrics import f1_score
 
 from app.exchange.export import Export, ExportError, ExportFormat, open_output, run_export
-from app.prediction_log.queries import register_version
 from app.quality.export_queries import ExportFilter
 from app.quality.labels import take_labels
+from app.serving.queries import register_version
 from tests.support.processes import Server, run_app
 from tests.support.records import make_label, make_record, register_demo, store
 

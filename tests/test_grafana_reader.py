@@ -19,7 +19,7 @@ from app.settings import QualityWindow
 from tests.conftest import POSTGRES_BIN, execute
 from tests.support.dashboards import PanelQuery, list_queries
 from tests.support.processes import ROOT
-from tests.support.records import MODEL, VERSION, make_label, make_record, register_demo, store
+from tests.support.records import MODEL, VERSION, fetch_known, make_label, make_record, register_demo, store
 from tests.test_pruning import find_partitions_read
 
 PSQL = Path(POSTGRES_BIN) / "psql" if POSTGRES_BIN else _find_wheel() / "psql"
@@ -60,7 +60,7 @@ async def reader(database_url: str, connection: asyncpg.Connection) -> AsyncIter
     async with open_pool(database_url, 2) as pool:
         await take_labels(connection, [make_label(row.prediction_id, "1", now) for row in rows])
         settings = QualitySettings((QualityWindow("1h", timedelta(hours=1)),), None, min_labels=1, objective=None)
-        await refresh_results(pool, settings, {(MODEL, VERSION)}, timedelta(0))
+        await refresh_results(pool, settings, await fetch_known(connection), {(MODEL, VERSION)}, timedelta(0))
     await make_reader(database_url, GRAFANA_READER_PASSWORD="it's secret")
     opened = await asyncpg.connect(with_reader(database_url, "it%27s%20secret"))
     yield opened

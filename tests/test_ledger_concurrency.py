@@ -75,10 +75,13 @@ async def label(pool: asyncpg.Pool, records: Sequence[Record], chance: random.Ra
 
 
 async def refresh(pool: asyncpg.Pool, done: asyncio.Event) -> None:
-    """Sweep and fold, as the job does."""
+    """Sweep and fold, as the jobs do."""
     while not done.is_set():
         with contextlib.suppress(*INTERRUPTIONS):
-            await refresh_results(pool, SETTINGS, set(), timedelta(0))
+            async with pool.acquire() as connection:
+                await sweep_pending(connection)
+        with contextlib.suppress(*INTERRUPTIONS):
+            await refresh_results(pool, SETTINGS, [], set(), timedelta(0))
 
 
 async def kill(connection: asyncpg.Connection, chance: random.Random, done: asyncio.Event) -> None:

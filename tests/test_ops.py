@@ -12,6 +12,10 @@ from prometheus_client import REGISTRY
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.api.health import find_model_troubles
+from app.errors import Reason
+from app.serving.repository import ModelRepository
+from app.state import Lifecycle
 from tests.conftest import OpenClient
 from tests.support.answers import NAMES, predict, read_problem
 from tests.support.onnx_files import write_squares
@@ -76,6 +80,46 @@ async def test_health_says_since_when_the_log_takes_no_rows(
 
     assert await read_since("/health") == await read_since("/health/ready") == first
     assert before <= first[0] <= datetime.now(UTC)
+
+
+def test_reason_for_several_versions_began_with_the_first() -> None:
+    began = [datetime(2026, 5, day, tzinfo=UTC) for day in (3, 1, 2)]
+    repository = ModelRepository("model", {})
+    for version, since in zip(("1", "2", "3"), began, strict=True):
+        code = "model_conflict" if version == "3" else "model_not_loadable"
+        record = repository.open_record("model", version)
+        record.trouble = Reason(code=code, detail=f"word {version}", since=since)
+
+    reasons = find_model_troubles(repository)
+
+    assert [(reason.code, reason.detail, reason.since) for reason in reasons] == [
+        ("model_not_loadable", "model version 1: word 1; model version 2: word 2", began[1]),
+        ("model_conflict", "model version 3: word 3", began[2]),
+    ]
+
+
+def test_trouble_with_the_schema_has_one_beginning_until_it_is_over() -> None:
+    lifecycle = Lifecycle()
+    unprepared = lifecycle.database_trouble
+    lifecycle.note_schema("behind")
+    behind = lifecycle.database_trouble
+    lifecycle.note_schema("behind")
+    still_behind = lifecycle.database_trouble
+    lifecycle.note_schema("current")
+
+    assert [reason and reason.code for reason in (unprepared, behind)] == ["database_unprepared", "schema_behind"]
+    assert still_behind is behind
+    assert lifecycle.database_trouble is None
+
+
+def test_stop_has_one_beginning() -> None:
+    lifecycle = Lifecycle()
+    lifecycle.stop()
+    first = lifecycle.stopping
+    lifecycle.stop()
+
+    assert first is not None
+    assert lifecycle.stopping is first
 
 
 async def test_head_is_answered_without_a_body_when_asked_of_health(client: httpx2.AsyncClient) -> None:

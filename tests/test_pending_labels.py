@@ -8,11 +8,8 @@ import httpx2
 import pytest
 from prometheus_client import REGISTRY
 
-from app.database.pool import open_pool
 from app.quality.label_queries import fetch_history
 from app.quality.labels import Outcome, sweep_pending, take_labels
-from app.quality.refresh import QualitySettings, refresh_results
-from app.settings import QualityWindow
 from tests.support.processes import wait_until
 from tests.support.records import count_rows, make_label, make_record, register_demo, store
 
@@ -175,22 +172,21 @@ async def test_pending_label_is_left_alone_until_it_is_due(connection: asyncpg.C
     assert await count_rows(connection, "pending_label") == 1
 
 
-async def test_labels_of_the_job_are_counted_only_if_they_are_committed(
-    database_url: str, connection: asyncpg.Connection
-) -> None:
+async def test_labels_of_the_job_are_counted_only_if_they_are_committed(connection: asyncpg.Connection) -> None:
     record = make_record()
     await take_labels(connection, [make_label(record.prediction_id, "0", datetime.now(UTC))])
     await store(connection, record)
-    await connection.execute("ALTER TABLE quality_result ADD CHECK (window_name = 'none of ours')")
+    await connection.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE EXCEPTION 'refused'; END $$"
+    )
+    await connection.execute("CREATE TRIGGER refuse BEFORE DELETE ON pending_label EXECUTE FUNCTION refuse()")
     before = count_new_labels()
-    windows = (QualityWindow("1h", timedelta(hours=1)),)
-    settings = QualitySettings(windows, average=None, min_labels=1, objective=None)
 
-    async with open_pool(database_url, 1) as pool:
-        with pytest.raises(asyncpg.CheckViolationError):
-            await refresh_results(pool, settings, {("car-loan", "1")}, timedelta(0))
+    with pytest.raises(asyncpg.RaiseError):
+        await sweep_pending(connection)
 
-    assert count_new_labels() - before == await count_rows(connection, "prediction_label")
+    assert await count_rows(connection, "prediction_label") == 0
+    assert count_new_labels() == before
 
 
 def count_new_labels() -> float:

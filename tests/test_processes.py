@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from datetime import UTC, datetime
 from pathlib import Path
 
 import asyncpg
@@ -35,13 +36,16 @@ async def test_sigterm_under_load_loses_no_answered_row(server: Server, database
 
 async def test_sigterm_makes_not_ready_before_the_socket_closes(server: Server) -> None:
     await server.start()
+    before = datetime.now(UTC)
 
     server.send_signal(signal.SIGTERM)
 
     async with httpx2.AsyncClient(base_url=server.url) as client:
         answer = await wait_until(lambda: fetch_not_ready(client))
         predicted = await client.post("/predict", json={"features": [1, 2, 3, 4, 5]})
-    assert answer.json()["reasons"] == [{"code": "stopping", "detail": "the server is shutting down"}]
+    [reason] = answer.json()["reasons"]
+    assert (reason["code"], reason["detail"]) == ("stopping", "the server is shutting down")
+    assert before <= datetime.fromisoformat(reason["since"]) <= datetime.now(UTC)
     assert predicted.status_code == 200
     assert await server.wait() == -signal.SIGTERM
 

@@ -19,7 +19,7 @@ from app.settings import QualityWindow
 from tests.conftest import OpenClient
 from tests.support.exposition import Samples, read_samples
 from tests.support.processes import wait_until
-from tests.support.records import make_label, make_record, register_demo, round_ms, store
+from tests.support.records import fetch_known, make_label, make_record, register_demo, round_ms, store
 
 SINCE = datetime(2024, 5, 1, 11, 30, tzinfo=UTC)
 UNTIL = datetime(2024, 5, 1, 12, 30, 17, 123_000, tzinfo=UTC)
@@ -59,7 +59,7 @@ async def test_period_counts_a_row_at_its_edge(
     await register_demo(connection)
     await label_rows(connection, (make_record_with_bits(at, bits), "1"))
 
-    [result] = await score_period(connection, SINCE, UNTIL, SETTINGS)
+    [result] = await score_period(connection, SETTINGS, await fetch_known(connection), SINCE, UNTIL)
 
     assert (result.measures.predictions, result.measures.labelled) == (counted, counted)
 
@@ -68,7 +68,7 @@ async def test_period_leaves_out_a_row_that_is_less_than_a_millisecond_late(conn
     await register_demo(connection)
     await store(connection, make_record(UNTIL + MILLISECOND))
 
-    [result] = await score_period(connection, SINCE, UNTIL + MILLISECOND / 2, SETTINGS)
+    [result] = await score_period(connection, SETTINGS, await fetch_known(connection), SINCE, UNTIL + MILLISECOND / 2)
 
     assert result.measures.predictions == 0
 
@@ -78,7 +78,7 @@ async def test_period_counts_rows_of_several_days(connection: asyncpg.Connection
     await register_demo(connection)
     await label_rows(connection, *((make_record(day), "1") for day in days))
 
-    [result] = await score_period(connection, days[-2], SINCE, SETTINGS)
+    [result] = await score_period(connection, SETTINGS, await fetch_known(connection), days[-2], SINCE)
 
     assert (result.measures.predictions, result.measures.labelled, result.measures.f1) == (4, 4, 1)
 
@@ -92,7 +92,7 @@ async def test_window_counts_rows_from_the_start_of_its_first_minute(
     await register_demo(connection)
     await store(connection, *records, make_record(now + timedelta(hours=1)))
 
-    await refresh_results(pool, SETTINGS, set(), timedelta(0))
+    await refresh_results(pool, SETTINGS, await fetch_known(connection), set(), timedelta(0))
 
     [result] = await fetch_results(connection, ["1h"])
     assert result.since in edges
@@ -105,7 +105,7 @@ async def test_label_counts_in_the_window_of_its_prediction(pool: asyncpg.Pool, 
     await register_demo(connection)
     await label_rows(connection, (make_record(datetime.now(UTC) - timedelta(hours=3)), "1"))
 
-    await refresh_results(pool, replace(SETTINGS, windows=windows), set(), timedelta(0))
+    await refresh_results(pool, replace(SETTINGS, windows=windows), await fetch_known(connection), set(), timedelta(0))
 
     short, long = await fetch_results(connection, ["1h", "24h"])
     assert (short.measures.state, short.measures.f1) == ("no_predictions", None)
@@ -116,7 +116,7 @@ async def test_shadow_rows_are_counted_apart(connection: asyncpg.Connection) -> 
     await register_demo(connection)
     await label_rows(connection, (make_record(SINCE, predicted="0", role="shadow"), "1"), (make_record(SINCE), "1"))
 
-    live, shadow = await score_period(connection, SINCE, UNTIL, SETTINGS)
+    live, shadow = await score_period(connection, SETTINGS, await fetch_known(connection), SINCE, UNTIL)
 
     assert (live.role, live.measures.predictions, live.measures.f1) == ("live", 1, 1)
     assert (shadow.role, shadow.measures.predictions, shadow.measures.f1) == ("shadow", 1, 0)
@@ -127,7 +127,7 @@ async def test_versions_are_counted_apart(connection: asyncpg.Connection) -> Non
     await register_demo(connection, model="other")
     await label_rows(connection, (make_record(SINCE), "1"), (make_record(SINCE, model="other"), "0"))
 
-    results = await score_period(connection, SINCE, UNTIL, SETTINGS)
+    results = await score_period(connection, SETTINGS, await fetch_known(connection), SINCE, UNTIL)
 
     assert [(result.model_name, result.measures.f1) for result in results] == [("car-loan", 1), ("other", 0)]
 
@@ -137,7 +137,7 @@ async def test_confusion_is_by_label_then_prediction(connection: asyncpg.Connect
     rows = [("1", "1"), ("1", "0"), ("1", "0"), ("0", "1"), ("0", None)]
     await label_rows(connection, *((make_record(SINCE, predicted=predicted), label) for predicted, label in rows))
 
-    [result] = await score_period(connection, SINCE, UNTIL, SETTINGS)
+    [result] = await score_period(connection, SETTINGS, await fetch_known(connection), SINCE, UNTIL)
 
     assert result.confusion == {"1": {"1": 1, "0": 1}, "0": {"1": 2}}
     assert (result.measures.predictions, result.measures.labelled) == (5, 4)
@@ -227,7 +227,7 @@ async def test_withdrawn_label_no_longer_counts(connection: asyncpg.Connection) 
     await label_rows(connection, (record, "1"))
     await take_labels(connection, [make_label(record.prediction_id, None, datetime.now(UTC))])
 
-    [result] = await score_period(connection, SINCE, UNTIL, SETTINGS)
+    [result] = await score_period(connection, SETTINGS, await fetch_known(connection), SINCE, UNTIL)
 
     assert (result.measures.predictions, result.measures.labelled, result.measures.state) == (1, 0, "no_labels")
 

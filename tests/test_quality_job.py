@@ -1,8 +1,7 @@
 """The quality job: its numbers against scikit-learn on the exported rows, one replica at a time, its failures."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,13 @@ from sklearn.metrics import f1_score
 from sklearn.tree import DecisionTreeClassifier
 
 from app import metrics
-from app.database.pool import open_pool
-from app.jobs import Jobs, JobSettings, survive
-from app.quality.refresh import QualitySettings
-from app.serving.repository import ModelRepository
-from app.settings import F1Average, QualityWindow
-from app.state import Lifecycle, Scoreboard
+from app.jobs import survive
+from app.settings import F1Average
 from tests.conftest import OpenClient
 from tests.support.exposition import read_samples
+from tests.support.jobs import WINDOWS, open_jobs
 from tests.support.processes import find_free_port, wait_until
 from tests.support.records import count_rows, make_record, register_demo, store
-
-WINDOWS = (QualityWindow("1h", timedelta(hours=1)), QualityWindow("24h", timedelta(hours=24)))
 
 EXPORT_ROWS = """
 SELECT p.predicted_class, l.label FROM prediction_log p JOIN prediction_label l USING (prediction_id)
@@ -38,16 +32,6 @@ WHERE l.label IS NOT NULL
 
 HOLD_JOB_LOCK = "SELECT pg_advisory_lock(hashtext('scorekeeper quality job'))"
 FREE_JOB_LOCK = "SELECT pg_advisory_unlock(hashtext('scorekeeper quality job'))"
-
-
-@asynccontextmanager
-async def open_jobs(database_url: str, interval: float = 0) -> AsyncIterator[Jobs]:
-    """The jobs of a replica of its own, which computes again after half the interval."""
-    async with open_pool(database_url, 2) as pool:
-        quality = QualitySettings(WINDOWS, average=None, min_labels=50, objective=None)
-        settings = JobSettings(migrate=True, quality=quality, f1_interval=timedelta(seconds=interval), retention_days=0)
-        repository = ModelRepository("none", {})
-        yield Jobs(database_url, pool, repository, Lifecycle(), Scoreboard(timedelta(minutes=1)), settings)
 
 
 @pytest.fixture

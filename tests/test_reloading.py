@@ -15,10 +15,10 @@ from prometheus_client import REGISTRY
 
 from app.errors import ConflictError, StartupError, UnavailableError
 from app.serving.batching import open_executor
-from app.serving.loading import load_models
+from app.serving.loading import RefusedVersionError, load_models
 from app.serving.model import Model
 from app.serving.pins import read_pins
-from app.serving.reloading import RefusedVersionError, Reloader
+from app.serving.reloading import Reloader
 from app.serving.repository import ModelRepository, UnknownModelError
 from tests.support.batchers import ScoreJob, make_score_batcher
 from tests.support.onnx_models import build_echo, build_slow, make_rows, write_model
@@ -31,6 +31,7 @@ class World:
 
     directory: Path
     pins_file: Path
+    default_model: str | None = "model"
     conflicting: set[str] = field(default_factory=set)
     is_away: bool = False
     registered: list[str] = field(default_factory=list)
@@ -52,17 +53,17 @@ class World:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[tuple[Reloader, ModelRepository]]:
         """What a server has after its start."""
-        loaded = load_models(self.directory, "model")
+        loaded = load_models(self.directory, self.default_model)
         repository = ModelRepository(loaded.default_model, read_pins(self.pins_file))
         async with open_executor() as executor:
-            reloader = Reloader(
+            reloader = await Reloader.start(
+                loaded,
                 self.directory,
                 repository,
                 make_batcher=lambda model: make_score_batcher(model, executor),
                 register=self.register,
                 pins_file=self.pins_file,
             )
-            await reloader.begin(loaded)
             del loaded
             yield reloader, repository
 
@@ -79,8 +80,12 @@ def list_versions(repository: ModelRepository) -> list[str]:
     return [served.model.version for served in repository.all()]
 
 
-def list_codes(reloader: Reloader) -> dict[str, str]:
-    return {trouble.version: trouble.code for trouble in reloader.troubles.values()}
+def list_codes(repository: ModelRepository) -> dict[str, str]:
+    return {record.version: record.trouble.code for record in repository.records() if record.trouble is not None}
+
+
+def list_unloaded(repository: ModelRepository) -> list[str]:
+    return [record.version for record in repository.records() if record.is_unloaded]
 
 
 async def look(reloader: Reloader, times: int = 2) -> None:
@@ -109,7 +114,7 @@ async def test_new_version_is_the_default_when_two_looks_have_found_it_the_same(
         assert list_versions(repository) == ["1", "9", "10"]
         assert repository.get().model.version == "10"
         assert world.registered == ["1", "9", "10"]
-        assert reloader.troubles == {}
+        assert list_codes(repository) == {}
 
 
 async def test_new_model_is_served_when_its_directory_comes(world: World) -> None:
@@ -134,7 +139,7 @@ async def test_file_is_not_taken_while_it_grows(world: World) -> None:
         for size in range(0, len(content), 20):
             file.write_bytes(content[:size])
             await look(reloader, 1)
-        assert (list_versions(repository), reloader.troubles) == (["1"], {})
+        assert (list_versions(repository), list_codes(repository)) == (["1"], {})
 
         file.write_bytes(content)
         await look(reloader)
@@ -147,7 +152,7 @@ async def test_half_a_file_is_tried_once_and_again_when_it_is_whole(world: World
     async with world.open() as (reloader, repository):
         file = world.write("2", content[:-10])
         await look(reloader, 6)
-        assert list_codes(reloader) == {"2": "model_not_loadable"}
+        assert list_codes(repository) == {"2": "model_not_loadable"}
         assert count_failures() == failures + 1
         assert repository.get().model.version == "1"
 
@@ -155,7 +160,7 @@ async def test_half_a_file_is_tried_once_and_again_when_it_is_whole(world: World
         await look(reloader)
 
         assert repository.get().model.version == "2"
-        assert reloader.troubles == {}
+        assert list_codes(repository) == {}
 
 
 async def test_directory_of_another_name_is_told_when_it_has_a_model(world: World) -> None:
@@ -163,7 +168,7 @@ async def test_directory_of_another_name_is_told_when_it_has_a_model(world: Worl
         world.write("2 copy", build_echo(2))
         await look(reloader)
 
-        assert list_codes(reloader) == {"2 copy": "model_not_loadable"}
+        assert list_codes(repository) == {"2 copy": "model_not_loadable"}
         assert list_versions(repository) == ["1"]
 
 
@@ -174,13 +179,13 @@ async def test_version_goes_on_when_its_file_is_replaced(world: World) -> None:
         content = file.read_bytes()
         file.write_bytes(build_echo(2, note="other bytes"))
         await look(reloader)
-        assert list_codes(reloader) == {"1": "model_replaced"}
+        assert list_codes(repository) == {"1": "model_replaced"}
         assert repository.get() is before
 
         file.write_bytes(content)
         await look(reloader)
 
-        assert reloader.troubles == {}
+        assert list_codes(repository) == {}
         assert repository.get() is before
 
 
@@ -194,7 +199,7 @@ async def test_nothing_changes_when_a_file_is_written_again_with_the_same_bytes(
         await look(reloader, 4)
 
         assert repository.get() is before
-        assert reloader.troubles == {}
+        assert list_codes(repository) == {}
 
 
 async def test_removed_version_is_not_served_when_two_looks_have_missed_it(world: World) -> None:
@@ -229,14 +234,14 @@ async def test_last_version_goes_on_when_removed_until_another_is_there(world: W
     async with world.open() as (reloader, repository):
         world.remove("1")
         await look(reloader, 4)
-        assert list_codes(reloader) == {"1": "model_removed"}
+        assert list_codes(repository) == {"1": "model_removed"}
         assert repository.get().model.version == "1"
 
         world.write("2", build_echo(2))
         await look(reloader)
 
         assert [served.model.version for served in repository.all() if served.model.name == "model"] == ["2"]
-        assert reloader.troubles == {}
+        assert list_codes(repository) == {}
 
 
 async def test_every_version_goes_on_when_the_directory_is_empty(world: World) -> None:
@@ -244,13 +249,13 @@ async def test_every_version_goes_on_when_the_directory_is_empty(world: World) -
     async with world.open() as (reloader, repository):
         world.directory.rename(world.directory.with_name("unmounted"))
         await look(reloader, 3)
-        assert list_codes(reloader) == {"1": "model_removed", "2": "model_removed"}
+        assert list_codes(repository) == {"1": "model_removed", "2": "model_removed"}
         assert list_versions(repository) == ["1", "2"]
 
         world.directory.with_name("unmounted").rename(world.directory)
         await look(reloader)
 
-        assert reloader.troubles == {}
+        assert list_codes(repository) == {}
 
 
 async def test_unloaded_version_stays_unloaded_until_it_is_loaded(world: World) -> None:
@@ -259,12 +264,57 @@ async def test_unloaded_version_stays_unloaded_until_it_is_loaded(world: World) 
         await reloader.unload("model", "2")
         file.write_bytes(build_echo(2, note="changed"))
         await look(reloader, 3)
-        assert (list_versions(repository), reloader.unloaded) == (["1"], {("model", "2")})
+        assert (list_versions(repository), list_unloaded(repository)) == (["1"], ["2"])
 
         served = await reloader.load("model", "2")
 
         assert repository.get() is served
-        assert reloader.unloaded == set()
+        assert list_unloaded(repository) == []
+
+
+async def test_unloaded_version_stays_unloaded_when_its_file_goes_and_comes_back(world: World) -> None:
+    world.write("2", build_echo(2))
+    async with world.open() as (reloader, repository):
+        await reloader.unload("model", "2")
+        world.remove("2")
+        await look(reloader, 3)
+        world.write("2", build_echo(2, note="another"))
+        await look(reloader, 3)
+
+        assert (list_versions(repository), list_unloaded(repository)) == (["1"], ["2"])
+
+
+async def test_nothing_is_known_of_a_version_when_its_file_is_gone(world: World) -> None:
+    world.write("2", build_echo(2))
+    async with world.open() as (reloader, repository):
+        world.write("3", b"not a model")
+        await look(reloader)
+        world.write("4", build_echo(2))
+        await look(reloader, 1)
+        known = [record.version for record in repository.records()]
+        for version in ("2", "3", "4"):
+            world.remove(version)
+        await look(reloader)
+
+        assert known == ["1", "2", "3", "4"]
+        assert [record.version for record in repository.records()] == ["1"]
+
+
+async def test_trouble_of_the_default_has_one_beginning_until_it_is_over(world: World) -> None:
+    world.default_model = None
+    async with world.open() as (reloader, repository):
+        world.write("1", build_echo(2), "other")
+        await look(reloader, 1)
+        first = reloader.trouble
+        await look(reloader)
+        later = reloader.trouble
+        shutil.rmtree(world.directory / "other")
+        await look(reloader, 1)
+
+        assert first is not None
+        assert (first.code, later) == ("default_model_unset", first)
+        assert reloader.trouble is None
+        assert repository.default_model == "model"
 
 
 async def test_version_cannot_be_unloaded_when_it_is_the_last_or_pinned(world: World) -> None:
@@ -312,7 +362,7 @@ async def test_load_says_why_when_the_file_is_bad(world: World) -> None:
             await reloader.load("model", "3")
 
         assert (garbage.value.status, conflict.value.status) == (422, 409)
-        assert list_codes(reloader) == {"2": "model_not_loadable", "3": "model_conflict"}
+        assert list_codes(repository) == {"2": "model_not_loadable", "3": "model_conflict"}
         assert list_versions(repository) == ["1"]
 
 
@@ -338,7 +388,7 @@ async def test_version_is_withdrawn_when_the_database_knows_it_with_other_classe
         world.is_away, world.conflicting = False, {"1", "2"}
         await look(reloader)
 
-        assert list_codes(reloader) == {"1": "model_conflict", "2": "model_conflict"}
+        assert list_codes(repository) == {"1": "model_conflict", "2": "model_conflict"}
         assert len(list_versions(repository)) == 1  # one must go on
 
 
@@ -354,9 +404,9 @@ async def test_start_goes_on_when_one_version_has_other_classes(world: World) ->
     world.write("2", build_echo(2))
     world.conflicting = {"2"}
 
-    async with world.open() as (reloader, repository):
+    async with world.open() as (_, repository):
         assert list_versions(repository) == ["1"]
-        assert list_codes(reloader) == {"2": "model_conflict"}
+        assert list_codes(repository) == {"2": "model_conflict"}
 
 
 async def test_pin_holds_when_a_higher_version_comes_and_after_a_restart(world: World) -> None:
@@ -396,13 +446,13 @@ async def test_highest_version_is_served_when_the_pinned_one_is_gone_at_the_star
 
     async with world.open() as (reloader, repository):
         assert repository.get().model.version == "2"
-        assert list_codes(reloader) == {"1": "model_pin"}
+        assert list_codes(repository) == {"1": "model_pin"}
 
         world.write("1", build_echo(2))
         await look(reloader)
 
         assert repository.get().model.version == "1"
-        assert reloader.troubles == {}
+        assert list_codes(repository) == {}
 
 
 async def test_pin_is_refused_when_there_is_no_such_version(world: World) -> None:

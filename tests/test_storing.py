@@ -10,8 +10,9 @@ import pytest
 from app.database.queries import Connection
 from app.errors import StartupError
 from app.prediction_log.failures import FailureKind, classify_failure
-from app.prediction_log.queries import fetch_prediction, insert_rows, make_partitions, register_version
+from app.prediction_log.queries import fetch_prediction, insert_rows, make_partitions
 from app.prediction_log.record import encode_records
+from app.serving.queries import register_version
 from tests.conftest import OpenClient, with_database
 from tests.support.processes import find_free_port
 from tests.support.records import count_rows, insert_records, make_record

@@ -6,6 +6,8 @@ from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.errors import Reason
+from app.serving.repository import ModelRepository
 from app.state import State, get_state
 
 MAX_DETAILS = 5
@@ -16,7 +18,7 @@ async def health(request: Request) -> Response:
     """Answer 200 with what is wrong, if anything; ready tells a load balancer, this tells a person."""
     state = get_state(request.scope)
     reasons = find_refusals(state) + find_troubles(state)
-    unique = list({reason["code"]: reason for reason in reasons}.values())
+    unique = list({reason.code: reason for reason in reasons}.values())
     return _json({"status": "degraded" if unique else "ok", "reasons": unique}, 200)
 
 
@@ -38,53 +40,48 @@ async def expose_metrics(request: Request) -> Response:
     return Response(encode(REGISTRY), headers={"Content-Type": content_type})
 
 
-def find_refusals(state: State) -> list[dict[str, str]]:
+def find_refusals(state: State) -> list[Reason]:
     """List why /predict cannot keep its promise now."""
     reasons = []
-    if state.lifecycle.stopping:
-        reasons.append({"code": "stopping", "detail": "the server is shutting down"})
-    if state.lifecycle.schema == "behind" and state.durability == "database":
-        reasons.append(SCHEMA_BEHIND)
+    if state.lifecycle.stopping is not None:
+        reasons.append(state.lifecycle.stopping)
+    if state.lifecycle.database_trouble is not None and state.durability == "database":
+        reasons.append(state.lifecycle.database_trouble)
     if refusal := state.log.find_refusal():
-        reasons.append(msgspec.to_builtins(refusal))
+        reasons.append(refusal)
     return reasons
 
 
-def find_troubles(state: State) -> list[dict[str, str]]:
+def find_troubles(state: State) -> list[Reason]:
     """List what is wrong although /predict can keep its promise."""
     reasons = []
-    if state.lifecycle.schema == "behind":
-        reasons.append(SCHEMA_BEHIND)
-    if state.lifecycle.schema is None:
-        reasons.append({"code": "database_unprepared", "detail": "PostgreSQL has not been reached since the start"})
+    if state.lifecycle.database_trouble is not None:
+        reasons.append(state.lifecycle.database_trouble)
     if trouble := state.log.find_trouble():
-        reasons.append(msgspec.to_builtins(trouble))
-    if state.reloader.is_default_unclear:
-        reasons.append(DEFAULT_UNCLEAR)
-    return reasons + find_model_troubles(state)
+        reasons.append(trouble)
+    if state.reloader.trouble is not None:
+        reasons.append(state.reloader.trouble)
+    return reasons + find_model_troubles(state.repository)
 
 
-def find_model_troubles(state: State) -> list[dict[str, str]]:
+def find_model_troubles(repository: ModelRepository) -> list[Reason]:
     """List what is wrong with versions in MODEL_DIR, one reason for all versions with the same fault."""
-    details: dict[str, list[str]] = {}
-    for trouble in state.reloader.troubles.values():
-        detail = f"{trouble.name} version {trouble.version}: {trouble.detail}"
-        details.setdefault(trouble.code, []).append(detail)
-    return [{"code": code, "detail": sum_up(found)} for code, found in details.items()]
+    found: dict[str, list[Reason]] = {}
+    for record in repository.records():
+        if record.trouble is not None:
+            name, version = record.printable
+            detail = f"{name} version {version}: {record.trouble.detail}"
+            found.setdefault(record.trouble.code, []).append(msgspec.structs.replace(record.trouble, detail=detail))
+    return [
+        Reason(code=code, detail=sum_up([one.detail for one in troubles]), since=min(one.since for one in troubles))
+        for code, troubles in found.items()
+    ]
 
 
 def sum_up(details: list[str]) -> str:
     """Join the first few of many details."""
     more = f" (and {len(details) - MAX_DETAILS} more)" if len(details) > MAX_DETAILS else ""
     return "; ".join(details[:MAX_DETAILS]) + more
-
-
-SCHEMA_BEHIND = {"code": "schema_behind", "detail": "the database schema is behind: run `alembic upgrade head`"}
-
-DEFAULT_UNCLEAR = {
-    "code": "default_model_unset",
-    "detail": "MODEL_DIR has several models now and DEFAULT_MODEL is not set: the next start is refused",
-}
 
 
 def _json(answer: object, status: int) -> Response:

@@ -4,7 +4,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.serving.repository import Served
+from app.serving.repository import Served, VersionRecord
 from app.serving.signature import decision_rule
 from app.state import State, get_state
 
@@ -16,7 +16,7 @@ async def list_models(request: Request) -> Response:
     answer = {
         "default_model": repository.default_model,
         "models": [render_served(served, state) for served in repository.all()],
-        "not_serving": [render_missing(key, state) for key in list_missing(state)],
+        "not_serving": [render_missing(record) for record in repository.records() if record.is_missing],
         "pins": repository.pins,
     }
     return Response(msgspec.json.encode(answer), media_type="application/json")
@@ -25,29 +25,25 @@ async def list_models(request: Request) -> Response:
 async def get_model(request: Request) -> Response:
     """Answer one version, 404 when nothing is known of it."""
     state, key = get_state(request.scope), (request.path_params["model"], request.path_params["version"])
-    if state.repository.find(*key) is None and (key in state.reloader.unloaded or key in state.reloader.troubles):
-        answer = render_missing(key, state)
+    record = state.repository.find_record(*key)
+    if record is not None and record.is_missing:
+        answer = render_missing(record)
     else:
         answer = render_served(state.repository.get(*key), state)
     return Response(msgspec.json.encode(answer), media_type="application/json")
 
 
-def list_missing(state: State) -> list[tuple[str, str]]:
-    """Return the names and versions that somebody has unloaded, or that were refused."""
-    known = {*state.reloader.troubles, *state.reloader.unloaded}
-    return sorted(key for key in known if state.repository.find(*key) is None)
-
-
 def render_served(served: Served, state: State) -> dict[str, object]:
     """Return what the server knows of a served version as JSON."""
     model, signature = served.model, served.model.signature
+    record = state.repository.find_record(model.name, model.version)
     return {
         "name": model.name,
         "version": model.version,
         "state": "serving",
         "default": state.repository.find_default(model.name) is served,
-        "pinned": state.repository.pins.get(model.name) == model.version,
-        "trouble": render_trouble((model.name, model.version), state),
+        "pinned": record is not None and record.is_pinned,
+        "trouble": None if record is None else record.trouble,
         "sha256": model.sha256,
         "loaded_at": model.loaded_at,
         "inputs": signature.describe_features(),
@@ -60,21 +56,14 @@ def render_served(served: Served, state: State) -> dict[str, object]:
     }
 
 
-def render_missing(key: tuple[str, str], state: State) -> dict[str, object]:
+def render_missing(record: VersionRecord) -> dict[str, object]:
     """Return why a version is not served as JSON."""
-    name, version = (ascii(part)[1:-1] for part in key)
-    is_unloaded = key in state.reloader.unloaded
+    name, version = record.printable
     return {
         "name": name,
         "version": version,
-        "state": "unloaded" if is_unloaded else "refused",
+        "state": "unloaded" if record.is_unloaded else "refused",
         "default": False,
-        "pinned": state.repository.pins.get(name) == version,
-        "trouble": render_trouble(key, state),
+        "pinned": record.is_pinned,
+        "trouble": record.trouble,
     }
-
-
-def render_trouble(key: tuple[str, str], state: State) -> dict[str, object] | None:
-    """Return what is wrong with a version as JSON."""
-    trouble = state.reloader.troubles.get(key)
-    return None if trouble is None else {"code": trouble.code, "detail": trouble.detail, "since": trouble.since}

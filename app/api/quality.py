@@ -12,7 +12,8 @@ from app.database.pool import borrow_connection
 from app.errors import Fault, NotFoundError, invalid
 from app.quality.page_counts import ScoreCounts, TimeCounts, count_window
 from app.quality.queries import QualityResult, fetch_result_history
-from app.quality.refresh import score_period
+from app.quality.refresh import KnownVersion, score_period
+from app.serving.queries import fetch_versions
 from app.state import State, get_state
 from app.web.query import read_query
 
@@ -40,7 +41,8 @@ async def get_quality(request: Request) -> Response:
     results = state.scoreboard.results
     if query.since is not None and query.until is not None:
         async with borrow_connection(state.pool) as connection:
-            results = await score_period(connection, query.since, query.until, state.quality)
+            versions = [KnownVersion(*row) for row in await fetch_versions(connection)]
+            results = await score_period(connection, state.quality, versions, query.since, query.until)
     now = datetime.now(UTC)
     answer = {
         "results": [

@@ -12,12 +12,12 @@ from starlette.routing import Route
 
 from app import metrics
 from app.api.health import find_refusals
-from app.api.models import list_missing
 from app.errors import ConflictError, UnavailableError
 from app.open_inference.infer import infer
 from app.open_inference.rows import TensorSpec, list_inputs, list_outputs
 from app.open_inference.wire import UnsupportedError
 from app.serving.model import Model
+from app.serving.repository import VersionRecord
 from app.state import State, get_state
 from app.web.body import decode_body, receive_body
 
@@ -118,7 +118,7 @@ async def get_index(request: Request) -> Response:
         for one in state.repository.all()
     ]
     if not decode_body(INDEX_DECODER, body or b"{}").ready:
-        index += [_describe_missing(key, state) for key in list_missing(state)]
+        index += [_describe_missing(record) for record in state.repository.records() if record.is_missing]
     return _json(index)
 
 
@@ -171,10 +171,9 @@ def _configure_tensor(spec: TensorSpec) -> dict[str, object]:
     return {**entry, "reshape": {"shape": []}} if spec.is_vector else entry
 
 
-def _describe_missing(key: tuple[str, str], state: State) -> dict[str, str]:
-    trouble = state.reloader.troubles.get(key)
-    name, version_ = (ascii(part)[1:-1] for part in key)  # names of directories may be anything
-    reason = "unloaded" if trouble is None else trouble.detail
+def _describe_missing(record: VersionRecord) -> dict[str, str]:
+    reason = "unloaded" if record.trouble is None else record.trouble.detail
+    name, version_ = record.printable
     return {"name": name, "version": version_, "state": "UNAVAILABLE", "reason": reason}
 
 

@@ -13,7 +13,7 @@ from msgspec import Meta
 from app.errors import Fault
 from app.measures.measure import QualityState
 from app.serving.features import FeatureKind
-from app.serving.reloading import TroubleCode
+from app.serving.loading import TroubleCode
 from app.serving.signature import DecisionRule
 from app.settings import F1Average
 
@@ -235,6 +235,7 @@ class Reason(Shape):
 
     code: str
     detail: str
+    since: datetime
 
 
 class Health(Shape):

@@ -1,6 +1,6 @@
 """SQL of the prediction log: storing batches, making partitions, reading rows and pages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import date, datetime
 from uuid import UUID
 
@@ -115,38 +115,3 @@ async def fetch_page(connection: Connection, page: PageFilter, limit: int) -> li
     """Fetch up to `limit` rows with their labels, newest first."""
     statement = SELECT_PAGE if page.external_id is None else SELECT_BY_EXTERNAL_ID
     return await connection.fetch(statement, *msgspec.structs.astuple(page), limit)
-
-
-REGISTER_VERSION = """
-INSERT INTO model_version AS known (name, version, sha256, classes, positive_class, inputs)
-VALUES ($1::text, $2::text, $3::text, $4::jsonb, $5::text, $6::jsonb)
-ON CONFLICT (name, version) DO UPDATE
-    SET sha256 = excluded.sha256, positive_class = excluded.positive_class, inputs = excluded.inputs, loaded_at = now()
-    WHERE known.classes = excluded.classes
-RETURNING name
-"""
-
-
-async def register_version(
-    connection: Connection,
-    name: str,
-    version: str,
-    sha256: str,
-    classes: Sequence[int | str],
-    positive_class: str | None,
-    inputs: Sequence[Mapping[str, str]],
-) -> bool:
-    """Record what a loaded version is; False when rows of this version with other classes are known already.
-
-    `inputs` are the features, in their order, each with `name` and `type`.
-    """
-    row = await connection.fetchrow(
-        REGISTER_VERSION,
-        name,
-        version,
-        sha256,
-        msgspec.json.encode(classes).decode(),
-        positive_class,
-        msgspec.json.encode(inputs).decode(),
-    )
-    return row is not None

@@ -39,13 +39,6 @@ async def read_clock(connection: Connection) -> datetime:
 LATEST = datetime(9999, 12, 31, tzinfo=UTC)
 """Later ends of a period mean this one: there is room left for a millisecond more."""
 
-KNOWN_VERSIONS = "SELECT name, version, classes, positive_class FROM model_version ORDER BY name, version"
-
-
-async def fetch_versions(connection: Connection) -> list[asyncpg.Record]:
-    """Fetch what is known of every version: (name, version, classes, positive_class)."""
-    return await connection.fetch(KNOWN_VERSIONS)
-
 
 class QualityResult(msgspec.Struct, frozen=True):
     """The quality of one version in one role over one window. A row of `quality_result`.

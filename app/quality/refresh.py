@@ -16,7 +16,6 @@ from app.measures.cells import Cells
 from app.measures.f1 import choose_average
 from app.measures.measure import measure
 from app.quality import ledger, queries
-from app.quality.labels import sweep_pending
 from app.quality.ledger_queries import count_period
 from app.quality.queries import QualityResult
 from app.settings import F1Average, QualityWindow
@@ -25,6 +24,15 @@ MINUTE = timedelta(minutes=1)
 
 Version = tuple[str, str]
 """Name of a model, and of its version."""
+
+
+class KnownVersion(msgspec.Struct, frozen=True):
+    """A version as it has been registered; `classes` as text, in the order of its probabilities."""
+
+    name: str
+    version: str
+    classes: tuple[str, ...]
+    positive_class: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +51,18 @@ class QualitySettings:
 
 
 async def refresh_results(
-    pool: asyncpg.Pool, settings: QualitySettings, loaded: Collection[Version], fresh: timedelta
+    pool: asyncpg.Pool,
+    settings: QualitySettings,
+    versions: Sequence[KnownVersion],
+    loaded: Collection[Version],
+    fresh: timedelta,
 ) -> bool:
-    """Sweep, fold, sum, measure and store; False when another replica is at it or did so within `fresh`.
+    """Fold, sum, measure and store; False when another replica is at it or did so within `fresh`.
 
-    Sweep and fold commit by themselves, so that neither is undone or held up by what comes after. Results are stored
-    of the versions that are `loaded` here or have predictions in some window.
+    The fold commits by itself, so that it is not undone by what comes after. Results are stored
+    of those `versions` that are `loaded` here or have predictions in some window.
     """
     async with pool.acquire(timeout=5) as connection:
-        await sweep_pending(connection)
         async with connection.transaction():
             if not await is_due(connection, fresh):
                 return False
@@ -60,7 +71,7 @@ async def refresh_results(
             if not await is_due(connection, fresh):
                 return False
             now = await queries.read_clock(connection)
-            results = await score_windows(connection, settings, loaded, now)
+            results = await score_windows(connection, settings, versions, loaded, now)
             await queries.store_results(connection, now, settings.window_names, results)
         await check_ledger(connection)
     return True
@@ -72,7 +83,11 @@ async def is_due(connection: Connection, fresh: timedelta) -> bool:
 
 
 async def score_windows(
-    connection: Connection, settings: QualitySettings, loaded: Collection[Version], now: datetime
+    connection: Connection,
+    settings: QualitySettings,
+    versions: Sequence[KnownVersion],
+    loaded: Collection[Version],
+    now: datetime,
 ) -> list[QualityResult]:
     """Score every version over every window up to `now`, from the ledger."""
     starts = [window_start(now, window.length) for window in settings.windows]
@@ -80,27 +95,30 @@ async def score_windows(
     for row in await ledger.sum_windows(connection, starts, now):
         sums[row["position"]].append(row)
     shown = {*loaded, *((row["model_name"], row["model_version"]) for rows in sums.values() for row in rows)}
-    versions = [row for row in await queries.fetch_versions(connection) if (row["name"], row["version"]) in shown]
+    scored = [version for version in versions if (version.name, version.version) in shown]
     periods = [Period(window.name, since, now, now) for window, since in zip(settings.windows, starts, strict=True)]
 
     def score_all() -> list[QualityResult]:
         return [
             result
             for position, period in enumerate(periods)
-            for result in score_versions(versions, sums[position], period, settings)
+            for result in score_versions(scored, sums[position], period, settings)
         ]
 
     return await asyncio.to_thread(score_all)
 
 
 async def score_period(
-    connection: Connection, since: datetime, until: datetime, settings: QualitySettings
+    connection: Connection,
+    settings: QualitySettings,
+    versions: Sequence[KnownVersion],
+    since: datetime,
+    until: datetime,
 ) -> list[QualityResult]:
-    """Score every known version on its predictions with since <= created_at <= until, from the rows themselves."""
+    """Score these versions on its predictions with since <= created_at <= until, from the rows themselves."""
     latest = min(until, queries.LATEST)
     last_ms = latest.replace(microsecond=latest.microsecond // 1000 * 1000)
     rows = await count_period(connection, since, last_ms + timedelta(milliseconds=1))
-    versions = await queries.fetch_versions(connection)
     period = Period("period", since, until, await queries.read_clock(connection))
     return await asyncio.to_thread(score_versions, versions, rows, period, settings)
 
@@ -116,31 +134,31 @@ class Period:
 
 
 def score_versions(
-    versions: Sequence[asyncpg.Record], sums: Sequence[asyncpg.Record], period: Period, settings: QualitySettings
+    versions: Sequence[KnownVersion], sums: Sequence[asyncpg.Record], period: Period, settings: QualitySettings
 ) -> list[QualityResult]:
     """Score versions on their sums: each as `live`, in other roles if it has predictions there."""
     found = {(row["model_name"], row["model_version"], row["role"]): row for row in sums}
     results = []
     for version in versions:
-        names = (version["name"], version["version"])
+        names = (version.name, version.version)
         roles = {"live", *(role for *key, role in found if tuple(key) == names)}
         results += [score(version, role, found.get((*names, role)), period, settings) for role in sorted(roles)]
     return results
 
 
 def score(
-    version: asyncpg.Record, role: str, sums: asyncpg.Record | None, period: Period, settings: QualitySettings
+    version: KnownVersion, role: str, sums: asyncpg.Record | None, period: Period, settings: QualitySettings
 ) -> QualityResult:
     """Measure one version from its sums, None when it has no predictions."""
-    classes = [str(name) for name in msgspec.json.decode(version["classes"])]
+    classes = list(version.classes)
     if sums is not None:  # a class that the version does not have was written by hand: it counts as one more
         classes += sorted({*sums["predicted"], *sums["labels"]} - {*classes, None})
-    positive = classes.index(version["positive_class"]) if len(classes) == 2 and version["positive_class"] else None
+    positive = classes.index(version.positive_class) if len(classes) == 2 and version.positive_class else None
     average = choose_average(settings.average, len(classes))
     cells = make_cells(sums, {name: at for at, name in enumerate(classes)})
     measures = measure(cells, len(classes), positive, average, settings.min_labels)
     return QualityResult(
-        *(version["name"], version["version"], role, period.name, period.computed_at, period.since, period.until),
+        *(version.name, version.version, role, period.name, period.computed_at, period.since, period.until),
         label_delay_seconds=sums["delay_sum"] / 1000 / measures.labelled if sums and measures.labelled else None,
         confusion=name_confusion(measures.confusion, classes),
         measures=measures,

@@ -1,13 +1,14 @@
 """Model files: which lie in MODEL_DIR, `<name>/<version>/model.onnx`, and how one becomes a model."""
 
+import hashlib
 import logging
 import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from app.errors import StartupError
+from app.errors import ScorekeeperError, StartupError
 from app.serving.model import Model
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,19 @@ MAX_FILE_BYTES = 2 * 1024**3 - 1
 
 Key = tuple[str, str]
 """Name and version."""
+
+
+TroubleCode = Literal["model_not_loadable", "model_conflict", "model_replaced", "model_removed", "model_pin"]
+"""What may be wrong with a version in MODEL_DIR."""
+
+
+class RefusedVersionError(ScorekeeperError):
+    """A file is not served as it is: 422 when it cannot be, 409 when something else of this version is in the way."""
+
+    def __init__(self, code: TroubleCode, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.status = 422 if code == "model_not_loadable" else 409
 
 
 class Stamp(NamedTuple):
@@ -126,6 +140,38 @@ def read_model_file(path: Path) -> bytes:
     if not content:
         raise StartupError("is empty")
     return content
+
+
+def load_found(directory: Path, key: Key, stamp: Stamp) -> Model:
+    """Load a version's file as it was found; raise RefusedVersionError when it cannot be, or is another by now."""
+    file = locate(directory, *key)
+    try:
+        model = load_model(*key, file)
+        changed = read_stamp(file) != stamp
+    except (StartupError, OSError) as error:
+        raise RefusedVersionError("model_not_loadable", shorten(str(error), directory, key)) from error
+    if changed:
+        raise RefusedVersionError("model_not_loadable", "the file has changed while it was read")
+    return model
+
+
+def check_bytes(directory: Path, model: Model) -> None:
+    """Raise RefusedVersionError when the file of a served version has other bytes than the model was loaded from."""
+    try:
+        content = locate(directory, model.name, model.version).read_bytes()
+    except OSError as error:
+        raise RefusedVersionError("model_not_loadable", f"cannot be read: {error.strerror}") from error
+    if hashlib.sha256(content).hexdigest() != model.sha256:
+        raise RefusedVersionError(
+            "model_replaced",
+            "the file has other bytes than what is served under this version, which goes on: "
+            "give the new file a new version",
+        )
+
+
+def shorten(reason: str, directory: Path, key: Key) -> str:
+    """Return a reason without the path of the version's file, for where the version is named anyway."""
+    return reason.removeprefix(f"{locate(directory, *key)}: ")
 
 
 def version_key(version: str) -> list[tuple[bool, int, str]]:

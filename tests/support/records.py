@@ -7,9 +7,11 @@ from uuid import UUID
 import asyncpg
 
 from app.database.queries import Connection
-from app.prediction_log.queries import insert_rows, make_partitions, register_version
+from app.prediction_log.queries import insert_rows, make_partitions
 from app.prediction_log.record import EPOCH, Record, encode_records, make_prediction_ids, time_from_ms
 from app.quality.labels import Label
+from app.quality.refresh import KnownVersion
+from app.serving.queries import fetch_versions, register_version
 
 MODEL, VERSION = "car-loan", "1"
 """The demo model; its classes are 0 and 1, the positive one is 1."""
@@ -65,6 +67,11 @@ async def register_demo(connection: Connection, model: str = MODEL, classes: Seq
     assert await register_version(
         connection, model, VERSION, "0" * 64, classes, positive, [{"name": "f0", "type": "number"}]
     )
+
+
+async def fetch_known(connection: Connection) -> list[KnownVersion]:
+    """Fetch every registered version as the quality job takes them."""
+    return [KnownVersion(*row) for row in await fetch_versions(connection)]
 
 
 def make_label(key: UUID | str, label: str | None, observed_at: datetime, received_at: datetime | None = None) -> Label:
