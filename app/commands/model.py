@@ -151,7 +151,7 @@ def _show(file: Path, model: Model, content: bytes, console: Console) -> None:
     }
     _print_table(console, f"{len(features):,} features, in this order", features)
     example = dict(zip(signature.feature_names, model.example, strict=True))
-    console.print(spell_request(example), soft_wrap=True, markup=False, highlight=False)
+    console.print(_spell_request(example), soft_wrap=True, markup=False, highlight=False)
 
 
 RULES = {"label": "the graph's label", "argmax": "the most likely"}
@@ -166,7 +166,7 @@ def _print_table(console: Console, title: str, rows: Mapping[str, str]) -> None:
     console.print(table)
 
 
-def spell_request(features: Mapping[str, Value]) -> str:
+def _spell_request(features: Mapping[str, Value]) -> str:
     """Return a command that asks a server on this machine for one prediction."""
     body = json.dumps({"features": features}, ensure_ascii=False)
     return f"curl -X POST http://127.0.0.1:8000/predict -H 'Content-Type: application/json' -d {shlex.quote(body)}"

@@ -15,7 +15,7 @@ from app.database.migrate import read_schema_state
 from app.database.pool import check_server, open_database_url, open_pool
 from app.database.queries import Connection
 from app.errors import ScorekeeperError
-from app.quality.ledger import find_differences, rebuild_day
+from app.quality.ledger import find_day_differences, rebuild_day
 from app.quality.ledger_queries import list_stored_days
 from app.settings import Settings
 
@@ -58,8 +58,8 @@ async def _run_action(options: argparse.Namespace, settings: Settings) -> int:
 async def rebuild_ledger(url: str, since: date, until: date, console: Console | None = None) -> int:
     """Make the ledger of these days (UTC) anew, a day a transaction, while servers go on; return 0."""
     console = console or Console()
-    async with open_connection(url) as connection:
-        days = await find_days(connection, since, until)
+    async with _open_connection(url) as connection:
+        days = await _find_days(connection, since, until)
         made = 0
         for day in track(days, description="rebuild", console=console, transient=True):
             made += await rebuild_day(connection, day, DAY_SECONDS)
@@ -71,23 +71,23 @@ async def check_ledger(url: str, since: date, until: date, console: Console | No
     """Compare the ledger of these days (UTC) with the rows, and print differences; return 1 when there are any."""
     console = console or Console()
     found = 0
-    async with open_connection(url) as connection:
-        days = await find_days(connection, since, until)
+    async with _open_connection(url) as connection:
+        days = await _find_days(connection, since, until)
         for day in track(days, description="check", console=console, transient=True):
-            for span, row in await find_differences(connection, day, datetime.now(UTC), DAY_SECONDS):
+            for span, row in await find_day_differences(connection, day, datetime.now(UTC), DAY_SECONDS):
                 found += 1
                 if found <= SHOWN_DIFFERENCES:
-                    console.print(describe_difference(span, row), soft_wrap=True, markup=False)
+                    console.print(_describe_difference(span, row), soft_wrap=True, markup=False)
     console.print(f"{len(days):,} days compared, {found:,} cells differ" + (", mend: quality rebuild" if found else ""))
     return 1 if found else 0
 
 
-async def find_days(connection: Connection, since: date, until: date) -> list[date]:
+async def _find_days(connection: Connection, since: date, until: date) -> list[date]:
     """Return the days from `since` to `until` whose rows are all in the log."""
     return [day for day in await list_stored_days(connection) if since <= day <= until]
 
 
-def describe_difference(span: int, row: asyncpg.Record) -> str:
+def _describe_difference(span: int, row: asyncpg.Record) -> str:
     """Say which cell differs, and by how much the ledger has too many, or too few."""
     label = "every row" if row["label"] is None else f"label {row['label']!r}"
     return (
@@ -98,7 +98,7 @@ def describe_difference(span: int, row: asyncpg.Record) -> str:
 
 
 @asynccontextmanager
-async def open_connection(url: str) -> AsyncIterator[Connection]:
+async def _open_connection(url: str) -> AsyncIterator[Connection]:
     """Connect; raise QualityCommandError when the schema is not this release's."""
     await check_server(url)
     async with open_pool(url, max_size=1) as pool, pool.acquire(timeout=10) as connection:
