@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from app.commands.parser import parse_arguments
+from tests.support.pages import PAGES
 from tests.support.processes import ROOT, run_app
-
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("[!.]*/README.md"), *ROOT.glob("docs/*.md")]
 
 
 async def test_version_is_that_of_the_package() -> None:

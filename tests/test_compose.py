@@ -2,7 +2,6 @@
 
 import re
 import tomllib
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,11 +15,10 @@ from app.database import pool
 from app.prediction_log import log
 from app.server.connection import Limits
 from app.settings import Settings
-from tests.test_settings import Recorder
+from tests.support.compose_file import COMPOSE, SERVICES
+from tests.support.environment import Recorder
+from tests.support.processes import ROOT
 
-ROOT = Path(__file__).parent.parent
-COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
-SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 

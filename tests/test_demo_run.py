@@ -13,8 +13,8 @@ import httpx2
 import yaml
 
 from app.commands.parser import parse_arguments
+from tests.support.compose_file import SERVICES
 from tests.support.processes import ROOT, find_free_port, wait_until
-from tests.test_compose import SERVICES
 
 DEMO = runpy.run_path(str(ROOT / "demo" / "run.py"))
 

@@ -10,7 +10,7 @@ from uvicorn.server import ServerState
 
 from app.server.connection import GuardedConfig, GuardedProtocol, Limits
 from app.server.direct import DirectCycle
-from tests.test_server import BODY, Answer, Process, connect, run_process
+from tests.support.connections import BODY, Answer, Process, connect, run_process
 
 JSON = b"Content-Type: application/json\r\n"
 DIRECT, THROUGH_ASGI = b"/predict", b"/predict?"

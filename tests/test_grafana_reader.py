@@ -18,9 +18,9 @@ from app.quality.refresh import QualitySettings, refresh_results
 from app.settings import QualityWindow
 from tests.conftest import POSTGRES_BIN, execute
 from tests.support.dashboards import PanelQuery, list_queries
+from tests.support.plans import find_partitions_read
 from tests.support.processes import ROOT
 from tests.support.records import MODEL, VERSION, make_label, make_record, register_demo, store
-from tests.test_pruning import find_partitions_read
 
 PSQL = Path(POSTGRES_BIN) / "psql" if POSTGRES_BIN else find_wheel() / "psql"
 
