@@ -54,13 +54,13 @@ STDERR = 2
 WRITE_SECONDS = 0.1
 """How long a line of the access log may wait for others that are written with it."""
 
-CHUNK_BYTES = 4096
+PIPE_BYTES = 4096
 """What a pipe takes as a whole, so that no line of another writer stands in the middle of one of ours."""
 
 MAX_WAITING_LINES = 20_000
 """Lines that wait for standard error, about 3 MiB; beyond, lines are dropped and counted."""
 
-STOP_SECONDS = 1.0
+LAST_LINES_SECONDS = 1.0
 """For the last lines to be written when the server stops."""
 
 
@@ -89,9 +89,9 @@ class AccessLog:
         self._waiting.append(self._spell(client, method, target, status, seconds, request_id))
 
     def close(self) -> None:
-        """Write what waits, as far as that takes no longer than STOP_SECONDS."""
+        """Write what waits, as far as that takes no longer than LAST_LINES_SECONDS."""
         self._stopping.set()
-        self._thread.join(STOP_SECONDS)
+        self._thread.join(LAST_LINES_SECONDS)
 
     def _run(self) -> None:
         while not self._stopping.wait(WRITE_SECONDS):
@@ -102,7 +102,7 @@ class AccessLog:
         chunk = b""
         for _ in range(len(self._waiting)):
             line = self._waiting.popleft()
-            if chunk and len(chunk) + len(line) > CHUNK_BYTES:
+            if chunk and len(chunk) + len(line) > PIPE_BYTES:
                 self._write_chunk(chunk)
                 chunk = b""
             chunk += line

@@ -2,7 +2,6 @@
 
 import re
 import tomllib
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,11 +15,10 @@ from app.database import pool
 from app.prediction_log import spooled_log
 from app.server.deadlines import Limits
 from app.settings import Settings
-from tests.test_settings import Recorder
+from tests.support.compose_file import COMPOSE, SERVICES
+from tests.support.environment import Recorder
+from tests.support.processes import ROOT
 
-ROOT = Path(__file__).parent.parent
-COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
-SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -143,14 +141,14 @@ def test_env_example_has_every_choice_with_its_default() -> None:
 
 @pytest.mark.parametrize("name", ["app", "demo"])
 def test_commands_are_ones_that_the_package_has(name: str) -> None:
-    python, dash_m, package, *arguments = SERVICES[name]["command"]
+    program, *arguments = SERVICES[name]["command"]
 
-    assert [python, dash_m, package] == ["python", "-m", "app"]
-    assert callable(parse_arguments(arguments).command)
+    assert program in PROJECT["project"]["scripts"]
+    assert callable(parse_arguments(arguments).run)
 
 
 def test_demo_replays_through_the_server_across_the_drift() -> None:
-    options = parse_arguments(SERVICES["demo"]["command"][3:])
+    options = parse_arguments(SERVICES["demo"]["command"][1:])
 
     assert options.url == "http://app:8000"
     assert options.loop
@@ -163,9 +161,9 @@ def test_container_listens_everywhere_and_asks_itself_whether_it_is_ready() -> N
     arguments = yaml.safe_load(command)
     checked = re.search(r"'GET', '([^']+)'", DOCKERFILE)
 
-    assert arguments[:3] == ["python", "-m", "app"]
+    assert arguments[0] in PROJECT["project"]["scripts"]
     assert (
-        parse_arguments(arguments[3:]).host == "0.0.0.0"
+        parse_arguments(arguments[1:]).host == "0.0.0.0"
     )  # inside its own network; compose.yaml publishes on loopback
     assert checked is not None
     assert checked[1] in {route.path for route in ROUTES}

@@ -13,7 +13,7 @@ from jsonschema import Draft7Validator
 from grafana.build import BUILDERS, encode
 from tests.support.dashboards import DASHBOARDS, PanelQuery, fill_in, list_panels, list_queries, read_dashboard
 from tests.support.processes import ROOT
-from tests.test_monitoring import find_unknown
+from tests.support.rules import find_unknown
 
 PREDICTIONS = ROOT / "grafana" / "dashboards" / "ml-predictions.json"
 PROVISIONING = ROOT / "grafana" / "provisioning"

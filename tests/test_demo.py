@@ -1,6 +1,5 @@
 """The bundled demo: its rows, its model's metadata, and that the script makes the committed model of them."""
 
-import csv
 import gzip
 import json
 import runpy
@@ -8,31 +7,15 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 import pytest
 from sklearn.metrics import f1_score
 
-DEMO = Path(__file__).resolve().parent.parent / "demo"
-MODEL = DEMO / "models" / "car-loan" / "1" / "model.onnx"
-FEATURES = ["car_value", "debt_to_income_ratio", "loan_length", "driver_tenure", "size_of_downpayment"]
+from tests.support.demo_data import DEMO, FEATURES, MODEL, Array, read_columns, read_header
+
 HELD_OUT_ROWS = 10_000
-
-Array = npt.NDArray[Any]
-
-
-def read_header(name: str) -> list[str]:
-    with gzip.open(DEMO / "data" / name, "rt", encoding="utf-8") as lines:
-        return next(csv.reader(lines))
-
-
-def read_columns(name: str, *columns: str, dtype: npt.DTypeLike = np.float32) -> Array:
-    header = read_header(name)
-    places = [header.index(column) for column in columns]
-    return np.loadtxt(DEMO / "data" / name, delimiter=",", skiprows=1, usecols=places, dtype=dtype)
 
 
 def open_model(path: Path) -> onnxruntime.InferenceSession:

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from app.web.body import LARGE_BODY_BYTES
-from tests.test_server import BODY, Answer, Process, connect, run_process
+from tests.support.connections import BODY, Answer, Process, connect, run_process
 
 JSON = b"Content-Type: application/json\r\n"
 DIRECT, THROUGH_ASGI = b"/predict", b"/predict?"

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import pytest
 
-from app.database.embedded_home import _find_wheel
+from app.database.embedded_home import find_wheel
 from app.database.migrate import upgrade_schema
 from app.database.pool import open_pool
 from app.quality.labels import take_labels
@@ -18,11 +18,11 @@ from app.quality.refresh import QualitySettings, refresh_results
 from app.settings import QualityWindow
 from tests.conftest import POSTGRES_BIN, execute
 from tests.support.dashboards import PanelQuery, list_queries
+from tests.support.plans import find_partitions_read
 from tests.support.processes import ROOT
 from tests.support.records import MODEL, VERSION, fetch_known, make_label, make_record, register_demo, store
-from tests.test_pruning import find_partitions_read
 
-PSQL = Path(POSTGRES_BIN) / "psql" if POSTGRES_BIN else _find_wheel() / "psql"
+PSQL = Path(POSTGRES_BIN) / "psql" if POSTGRES_BIN else find_wheel() / "psql"
 
 PANELS = pytest.mark.parametrize(
     "query", list_queries("grafana-postgresql-datasource"), ids=lambda query: query.name.partition(": ")[2]

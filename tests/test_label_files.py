@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from app.exchange.label_batch import Batch, EmptyLabel, read_batch
+from app.exchange.label_batch import EmptyLabel, LabelBatch, read_batch
 from app.exchange.label_files import Columns, LabelFileError, name_format, open_labels
 from tests.support.processes import ROOT
 
@@ -47,7 +47,7 @@ def compress(write: Callable[[Path], None]) -> Callable[[Path], None]:
     return write_compressed
 
 
-def read(path: Path, columns: Columns | None = None, empty_label: EmptyLabel = "refuse") -> Batch:
+def read(path: Path, columns: Columns | None = None, empty_label: EmptyLabel = "refuse") -> LabelBatch:
     columns = columns or Columns()
     with open_labels(path, name_format(path), columns) as file:
         return read_batch(list(file.rows), columns, empty_label, NOON)

@@ -1,5 +1,6 @@
 """The contracts of import-linter: that they hold is `make check`'s business, that they would fail is tested here."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -44,3 +45,12 @@ def test_an_import_that_is_forbidden_breaks_a_contract(tmp_path: Path, module: s
     broken = [entry for entry in done.stdout.splitlines() if " BROKEN" in entry]
     assert len(broken) == 1, done.stdout
     assert contract in broken[0]
+
+
+def test_tests_import_no_tests() -> None:
+    """What two of them need stands in tests/support, where it is looked for."""
+    importing = re.compile(
+        r"^(?:from|import) tests\.(?:\w+\.)?test_|^from tests(?:\.\w+)? import .*\btest_", re.MULTILINE
+    )
+
+    assert [path.name for path in (ROOT / "tests").rglob("*.py") if importing.search(path.read_text())] == []

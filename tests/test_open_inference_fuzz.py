@@ -16,7 +16,7 @@ from tests.conftest import OpenClient
 from tests.support.family_models import make_mixture
 from tests.support.onnx_models import write_model
 from tests.support.open_inference import HEADER_LENGTH, read_error
-from tests.test_fuzz import ANY_JSON, NUMBERS, SCALARS, TEXTS, moderate, spell, spoilt
+from tests.support.strategies import ANY_JSON, NUMBERS, SCALARS, TEXTS, moderate, spell, spoilt
 
 LENGTH = HEADER_LENGTH.encode()
 INFER = "/v2/models/model/infer"

@@ -14,13 +14,10 @@ from starlette.routing import Route
 from app.asgi import ROUTES
 from tests.conftest import OpenClient
 from tests.support.answers import BY_NAME, FEATURES, JSON_HEADERS, NAMES, NDJSON_HEADERS, label, predict
-from tests.support.family_models import FAMILIES, make_mixture
-from tests.support.onnx_models import build_echo, build_imputing, write_model
 from tests.support.processes import wait_until
+from tests.support.several_models import ROW, write_several
 
 Document = dict[str, Any]
-
-ROW = [0.2, 0.3, 0.5]
 
 
 @pytest.fixture(params=["demo", "several models"])
@@ -35,16 +32,6 @@ async def any_client(
 async def several(open_client: OpenClient, tmp_path: Path) -> AsyncIterator[httpx2.AsyncClient]:
     async with open_client(**write_several(tmp_path)) as opened:
         yield opened
-
-
-def write_several(directory: Path) -> dict[str, str]:
-    """Write a model of two versions that take different features, and three others; return the settings."""
-    write_model(directory / "models", build_echo(3, feature_names='["a", "b", "c"]'), "first", "1")
-    write_model(directory / "models", build_imputing(missing_values="allowed"), "first", "2")
-    write_model(directory / "models", build_echo(2), "second", "main")
-    write_model(directory / "models", make_mixture().content, "mixture", "1")
-    write_model(directory / "models", FAMILIES["integers"]().content, "integers", "1")
-    return {"MODEL_DIR": str(directory / "models"), "DEFAULT_MODEL": "first"}
 
 
 async def fetch(client: httpx2.AsyncClient) -> Document:

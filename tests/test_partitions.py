@@ -13,9 +13,7 @@ from app.database.pool import open_pool
 from app.prediction_log.partitions import DAYS_AHEAD, make_partitions_ahead
 from app.prediction_log.queries import make_partitions
 from app.prediction_log.record import EPOCH
-from tests.support.records import count_rows, insert_records, list_partitions, make_record
-
-PARENTS = ("prediction_log", "prediction_label", "prediction_label_history")
+from tests.support.records import PARENTS, count_rows, insert_records, list_partitions, make_record
 
 DAY = date(2024, 2, 28)
 

@@ -1,9 +1,8 @@
 """A look-up by id and a time range read only the partitions concerned, whichever kind of plan PostgreSQL chooses."""
 
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -15,6 +14,7 @@ from app.quality.export_queries import SELECT_ROWS
 from app.quality.label_queries import APPEND_HISTORY, FETCH_HISTORY, FIND_BY_ID, UPSERT_LABELS, upsert_labels
 from app.quality.ledger_queries import COUNT_PERIOD, FIND_DIFFERENCES
 from tests.conftest import execute, with_database
+from tests.support.plans import find_partitions_read, walk
 from tests.support.records import make_record, register_demo, store
 
 FIRST_DAY = datetime(2024, 5, 1, tzinfo=UTC)
@@ -63,23 +63,6 @@ async def month(month_url: str) -> AsyncIterator[asyncpg.Connection]:
     yield connection
     await transaction.rollback()
     await connection.close()
-
-
-async def find_partitions_read(
-    connection: asyncpg.Connection, plan_mode: str, statement: str, types: str, values: str
-) -> list[str]:
-    """Run a statement; return the names of the partitions of which any part was read."""
-    await connection.execute(f"SET LOCAL plan_cache_mode = {plan_mode}")
-    await connection.execute(f"PREPARE asked ({types}) AS {statement}")
-    text = await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE asked ({values})")
-    read = {node.get("Relation Name", "") for node in walk(json.loads(text)[0]["Plan"]) if node["Actual Loops"]}
-    return sorted(name for name in read if name[-8:].isdigit())
-
-
-def walk(plan: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    yield plan
-    for below in plan.get("Plans", []):
-        yield from walk(below)
 
 
 async def find_id(connection: asyncpg.Connection, day: int) -> UUID:

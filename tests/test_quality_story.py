@@ -18,10 +18,10 @@ from app.exchange.export import Export, run_export
 from app.quality.export_queries import ExportFilter
 from tests.conftest import OpenClient
 from tests.support.answers import NDJSON_HEADERS
+from tests.support.demo_data import FEATURES, MODEL, Array, read_columns
 from tests.support.exposition import read_samples
 from tests.support.onnx_models import add_metadata, convert, make_rows, write_model
 from tests.support.processes import wait_until
-from tests.test_demo import FEATURES, MODEL, Array, read_columns
 
 BODY_ROWS = 5_000
 SETTINGS = {"F1_INTERVAL_SECONDS": "0.5", "QUALITY_WINDOWS": "1h"}

@@ -10,6 +10,7 @@ from app.prediction_log.partitions import DAYS_AHEAD, drop_old_partitions, make_
 from app.quality.labels import sweep_pending, take_labels
 from tests.support.ledger import assert_exact, fold, read_ledger
 from tests.support.records import (
+    PARENTS,
     count_rows,
     insert_records,
     list_partitions,
@@ -18,7 +19,6 @@ from tests.support.records import (
     register_demo,
     store,
 )
-from tests.test_partitions import PARENTS
 
 
 def days_ago(days: int) -> datetime:

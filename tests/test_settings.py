@@ -1,12 +1,12 @@
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
 from app.errors import StartupError
 from app.settings import QualityWindow, Settings
+from tests.support.environment import Recorder
 
 
 def test_from_env_without_variables_gives_the_documented_defaults() -> None:
@@ -96,17 +96,6 @@ def test_from_env_with_an_unusable_secret_file_names_it(tmp_path: Path, content:
 def test_from_env_with_a_secret_and_its_file_refuses_both(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="both set"):
         Settings.from_env({"DATABASE_URL": "postgresql://h/d", "DATABASE_URL_FILE": str(tmp_path / "url")})
-
-
-class Recorder(dict[str, str]):
-    """An environment that notes which variables are asked for."""
-
-    asked: ClassVar[set[str]] = set()
-
-    def get(self, key: str, default: object = None) -> str | None:  # type: ignore[override]
-        del default  # every setting is unset
-        self.asked.add(key)
-        return None
 
 
 def test_every_setting_stands_in_the_table_of_the_readme_and_no_other() -> None:

@@ -9,14 +9,14 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.predict_batch import Answer, Headers, PredictJob, answer_error
+from app.api.predict_batch import Answer, PredictJob, answer_error
 from app.api.predict_rows import read_features
 from app.errors import Fault, invalid
 from app.prediction_log.record import TEXT_LIMIT, is_storable
 from app.serving.repository import Served
 from app.state import State, get_state
 from app.web.body import LARGE_BODY_BYTES, Row, check_headers, check_repeated_names, decode_body, read_body
-from app.web.requests import get_request_id
+from app.web.requests import Headers, get_request_id
 
 PATH = "/predict"
 

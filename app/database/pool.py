@@ -101,7 +101,7 @@ async def check_server(url: str) -> None:
     await connection.close(timeout=CONNECT_TIMEOUT_SECONDS)
     if version.major < OLDEST_VERSION:
         raise StartupError(
-            f"PostgreSQL at {describe_server(url)} is version {version.major}, which is too old: "
+            f"PostgreSQL at {_describe_server(url)} is version {version.major}, which is too old: "
             f"{OLDEST_VERSION} to 18 are supported"
         )
 
@@ -123,10 +123,10 @@ def describe_connection_error(url: str, error: BaseException) -> str:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     if isinstance(error, TimeoutError) and not str(error):
         reason = f"no answer within {CONNECT_TIMEOUT_SECONDS:g} s"
-    return f"cannot connect to PostgreSQL at {describe_server(url)} (DATABASE_URL): {reason}"
+    return f"cannot connect to PostgreSQL at {_describe_server(url)} (DATABASE_URL): {reason}"
 
 
-def describe_server(url: str) -> str:
+def _describe_server(url: str) -> str:
     """Host, port and database of a DSN; never its user or password."""
     parts = urlsplit(url)
     if "@" in url and "@" not in parts.netloc:

@@ -1,4 +1,4 @@
-"""`python -m app export`: labelled rows of a period as a CSV or Parquet file, streamed from PostgreSQL."""
+"""`scorekeeper export`: labelled rows of a period as a CSV or Parquet file, streamed from PostgreSQL."""
 
 import csv
 import io
@@ -86,9 +86,9 @@ async def run_export(export: Export, url: str, console: Console | None = None) -
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             versions = await count_by_version(connection, export.wanted)
-            columns = name_columns(versions)
+            columns = _name_columns(versions)
             with open_output(export, columns) as writer:
-                await write_rows(connection, export, versions, columns, writer, console)
+                await _write_rows(connection, export, versions, columns, writer, console)
     except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise ExportError(f"PostgreSQL did not give the rows: {error}") from error
     finally:
@@ -97,13 +97,13 @@ async def run_export(export: Export, url: str, console: Console | None = None) -
     return 0
 
 
-def name_columns(versions: Sequence[asyncpg.Record]) -> dict[str, type]:
+def _name_columns(versions: Sequence[asyncpg.Record]) -> dict[str, type]:
     """Return the columns: the fixed ones, then every class and feature of any of the versions."""
-    probabilities = [name for row in versions for name in name_probabilities(row)]
-    return {**FIXED_COLUMNS, **dict.fromkeys(probabilities, float), **list_features(versions)}
+    probabilities = [name for row in versions for name in _name_probabilities(row)]
+    return {**FIXED_COLUMNS, **dict.fromkeys(probabilities, float), **_list_features(versions)}
 
 
-def list_features(versions: Sequence[asyncpg.Record]) -> dict[str, type]:
+def _list_features(versions: Sequence[asyncpg.Record]) -> dict[str, type]:
     """Return the columns of features; one that is of several types in several versions is written as text."""
     columns: dict[str, type] = {}
     for row in versions:
@@ -114,7 +114,7 @@ def list_features(versions: Sequence[asyncpg.Record]) -> dict[str, type]:
     return columns
 
 
-def name_probabilities(version: asyncpg.Record) -> list[str]:
+def _name_probabilities(version: asyncpg.Record) -> list[str]:
     """Return the columns of a version's probabilities, in their order in the log."""
     return [f"probabilities.{name}" for name in msgspec.json.decode(version["classes"])]
 
@@ -133,7 +133,7 @@ def open_output(export: Export, columns: Mapping[str, type]) -> Iterator[Writer]
         raise ExportError(f"{export.output} cannot be written: {error}") from error
 
 
-async def write_rows(
+async def _write_rows(
     connection: asyncpg.Connection,
     export: Export,
     versions: Sequence[asyncpg.Record],
@@ -143,16 +143,16 @@ async def write_rows(
 ) -> None:
     """Fetch and write the rows, some at a time."""
     others = dict(list(columns.items())[len(FIXED_COLUMNS) :])
-    classes = {(row["model_name"], row["model_version"]): name_probabilities(row) for row in versions}
+    classes = {(row["model_name"], row["model_version"]): _name_probabilities(row) for row in versions}
     bar_columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*bar_columns, console=console) as bar:
         task = bar.add_task("rows", total=sum(row["rows"] for row in versions))
         async for rows in stream_rows(connection, export.wanted):
-            writer.write([make_cells(row, classes[row["model_name"], row["model_version"]], others) for row in rows])
+            writer.write([_list_cells(row, classes[row["model_name"], row["model_version"]], others) for row in rows])
             bar.advance(task, len(rows))
 
 
-def make_cells(row: asyncpg.Record, classes: Sequence[str], others: Mapping[str, type]) -> list[object]:
+def _list_cells(row: asyncpg.Record, classes: Sequence[str], others: Mapping[str, type]) -> list[object]:
     """Return the cells of a row; `classes` are the columns of its probabilities, `others` all that are not fixed."""
     values: dict[str, object] = dict(zip(classes, row["probabilities"], strict=True))
     values |= {f"features.{name}": value for name, value in msgspec.json.decode(row["features"]).items()}

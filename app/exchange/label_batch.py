@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from app.api.labels import LabelBody, find_faults
-from app.exchange.label_files import KEYS, Columns, Row
+from app.exchange.label_files import LABEL_KEYS, Columns, LabelRow
 
 EmptyLabel = Literal["refuse", "skip", "withdraw"]
 """What a row without a label means: a mistake, one that is not labelled yet, or that its label no longer holds."""
@@ -19,22 +19,24 @@ class _MalformedRowError(Exception):
 
 
 @dataclass(slots=True)
-class Batch:
+class LabelBatch:
     """Lines to send and where each comes from; malformed rows and why; how many rows have no label to send."""
 
     places: list[str] = field(default_factory=list)
     lines: list[bytes] = field(default_factory=list)
-    malformed: list[tuple[Row, str]] = field(default_factory=list)
+    malformed: list[tuple[LabelRow, str]] = field(default_factory=list)
     empty: int = 0
 
 
-def read_batch(rows: Sequence[Row], columns: Columns, empty_label: EmptyLabel, observed_at: datetime) -> Batch:
+def read_batch(
+    rows: Sequence[LabelRow], columns: Columns, empty_label: EmptyLabel, observed_at: datetime
+) -> LabelBatch:
     """Check rows and encode them.
 
     A row without a time of its own is observed a microsecond after the row before, the first one at `observed_at`: so
     the later of two rows for one prediction wins, in whatever order and however often they arrive.
     """
-    members, now, batch = columns.name_members(), datetime.now(UTC), Batch()
+    members, now, batch = columns.name_members(), datetime.now(UTC), LabelBatch()
     for number, row in enumerate(rows):
         try:
             label = _read_label(row, members, empty_label, observed_at + timedelta(microseconds=number))
@@ -51,7 +53,7 @@ def read_batch(rows: Sequence[Row], columns: Columns, empty_label: EmptyLabel, o
 
 
 def _read_label(
-    row: Row, members: Mapping[str, str], empty_label: EmptyLabel, observed_at: datetime
+    row: LabelRow, members: Mapping[str, str], empty_label: EmptyLabel, observed_at: datetime
 ) -> LabelBody | None:
     """Return the label of a row, None when it has none and that is allowed."""
     if row.values is None:
@@ -63,7 +65,7 @@ def _read_label(
         if empty_label == "refuse":
             raise _MalformedRowError("label: empty; --empty-label says what that means")
         given["label"] = None
-    if all(key in given for key in KEYS):
+    if all(key in given for key in LABEL_KEYS):
         del given["external_id"]  # a row of an export has both: the id is the more exact
     if isinstance(given.get("external_id"), int):
         given["external_id"] = str(given["external_id"])

@@ -13,13 +13,13 @@ from typing import IO, Any, Literal, NamedTuple
 import msgspec
 
 from app.errors import ScorekeeperError
-from app.exchange.parquet import open_parquet, read_rows
+from app.exchange.parquet import open_parquet, read_parquet_rows
 
 LabelFormat = Literal["csv", "ndjson", "parquet"]
 
-KEYS = ("prediction_id", "external_id")
+LABEL_KEYS = ("prediction_id", "external_id")
 
-EXTENSIONS: Mapping[str, LabelFormat] = {
+FORMATS: Mapping[str, LabelFormat] = {
     ".csv": "csv",
     ".ndjson": "ndjson",
     ".jsonl": "ndjson",
@@ -49,7 +49,7 @@ class Columns:
         return {member: name for member, name in members.items() if name is not None}
 
 
-class Row(NamedTuple):
+class LabelRow(NamedTuple):
     """A row: where it is, and what it holds by column, None for an empty cell; or why it cannot be read."""
 
     place: str
@@ -61,7 +61,7 @@ class Row(NamedTuple):
 class LabelFile:
     """An open file: its rows, and how far it has been read, `total` being the end."""
 
-    rows: Iterator[Row]
+    rows: Iterator[LabelRow]
     total: int
     read: Callable[[], int]
 
@@ -69,9 +69,9 @@ class LabelFile:
 def name_format(path: Path) -> LabelFormat:
     """Tell the format by the name, `.gz` aside."""
     extension = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    if extension.lower() not in EXTENSIONS:
-        raise LabelFileError(f"{path} does not say what it is by {', '.join(EXTENSIONS)}: give --format")
-    return EXTENSIONS[extension.lower()]
+    if extension.lower() not in FORMATS:
+        raise LabelFileError(f"{path} does not say what it is by {', '.join(FORMATS)}: give --format")
+    return FORMATS[extension.lower()]
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def _say_why(path: Path) -> Iterator[None]:
         raise LabelFileError(f"{path} cannot be read: {error}") from error
 
 
-def _guard(rows: Iterator[Row], path: Path) -> Iterator[Row]:
+def _guard(rows: Iterator[LabelRow], path: Path) -> Iterator[LabelRow]:
     with _say_why(path):
         yield from rows
 
@@ -112,41 +112,41 @@ def _open_parquet_rows(file: Any, path: Path, columns: Columns) -> LabelFile:
     wanted = [name for name in dict.fromkeys(columns.name_members().values()) if name in names]
     done = 0
 
-    def read() -> Iterator[Row]:
+    def read() -> Iterator[LabelRow]:
         nonlocal done
-        for values in read_rows(file, wanted):
+        for values in read_parquet_rows(file, wanted):
             done += 1
-            yield Row(f"row {done}", values)
+            yield LabelRow(f"row {done}", values)
 
     return LabelFile(_guard(read(), path), file.metadata.num_rows, lambda: done)
 
 
-def _read_csv(text: IO[str], path: Path, columns: Columns) -> Iterator[Row]:
+def _read_csv(text: IO[str], path: Path, columns: Columns) -> Iterator[LabelRow]:
     reader = csv.reader(text, strict=True)
     names = next(reader, [])
     _check_columns(names, path, columns)
 
-    def read() -> Iterator[Row]:
+    def read() -> Iterator[LabelRow]:
         line = reader.line_num + 1
         for cells in reader:
             if len(cells) == len(names):
-                yield Row(f"line {line}", {name: cell or None for name, cell in zip(names, cells, strict=True)})
+                yield LabelRow(f"line {line}", {name: cell or None for name, cell in zip(names, cells, strict=True)})
             elif cells:  # a blank line is none
-                yield Row(f"line {line}", None, f"{len(cells)} cells, but the first line has {len(names)}")
+                yield LabelRow(f"line {line}", None, f"{len(cells)} cells, but the first line has {len(names)}")
             line = reader.line_num + 1
 
     return read()
 
 
-def _read_lines(plain: gzip.GzipFile | io.BufferedReader) -> Iterator[Row]:
+def _read_lines(plain: gzip.GzipFile | io.BufferedReader) -> Iterator[LabelRow]:
     decode = msgspec.json.Decoder(dict[str, object]).decode
     for number, line in enumerate(plain, 1):
         if not line.strip():
             continue
         try:
-            yield Row(f"line {number}", decode(line))
+            yield LabelRow(f"line {number}", decode(line))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            yield Row(f"line {number}", None, f"no JSON object: {error}")
+            yield LabelRow(f"line {number}", None, f"no JSON object: {error}")
 
 
 def _check_columns(names: Sequence[str], path: Path, columns: Columns) -> None:
@@ -154,7 +154,7 @@ def _check_columns(names: Sequence[str], path: Path, columns: Columns) -> None:
     asked = (columns.prediction_id, columns.external_id, columns.label, columns.observed_at)
     missing = [name for name in asked if name is not None and name not in names]
     members = columns.name_members()
-    if not any(members.get(key) in names for key in KEYS) and not missing:
-        missing = [" or ".join(KEYS)]
+    if not any(members.get(key) in names for key in LABEL_KEYS) and not missing:
+        missing = [" or ".join(LABEL_KEYS)]
     if missing:
         raise LabelFileError(f"{path} has no column {', '.join(missing)}; it has {', '.join(names) or 'none'}")

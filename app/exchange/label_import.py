@@ -1,4 +1,4 @@
-"""`python -m app labels import`: send a file of labels to a running server; may be interrupted and begun again."""
+"""`scorekeeper labels import`: send a file of labels to a running server; may be interrupted and begun again."""
 
 import asyncio
 import itertools
@@ -19,10 +19,10 @@ from rich.table import Table
 
 from app.errors import ScorekeeperError
 from app.exchange.checkpoint import Checkpoint, find_checkpoint, write_checkpoint
-from app.exchange.label_batch import Batch, EmptyLabel, read_batch
+from app.exchange.label_batch import EmptyLabel, LabelBatch, read_batch
 from app.exchange.label_files import Columns, LabelFile, LabelFormat, open_labels
 
-MAX_TRIES = 20
+BATCH_TRIES = 20
 """Attempts for a batch that the server, or the way to it, does not take: over seven minutes."""
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
@@ -57,20 +57,20 @@ class LabelImport:
 async def run_import(plan: LabelImport, console: Console | None = None) -> int:
     """Send all rows, from where an earlier run stopped; return 1 when some were rejected or malformed, else 0."""
     console = console or Console()
-    done = find_checkpoint(plan.state, describe(plan), restart=plan.restart)
+    done = find_checkpoint(plan.state, _describe(plan), restart=plan.restart)
     if done.is_finished:
         console.print(f"{plan.path} has been imported already; --restart sends it once more, observed as before")
     else:
         async with httpx2.AsyncClient(base_url=plan.url, timeout=60) as client:
             with open_labels(plan.path, plan.file_format, plan.columns) as file:
-                await check_live(client)
-                with open_malformed(plan.malformed, done) as malformed:
-                    await send_file(client, plan, file, done, malformed, console)
-    report(done, console)
+                await _check_live(client)
+                with _open_malformed(plan.malformed, done) as malformed:
+                    await _send_file(client, plan, file, done, malformed, console)
+    _print_counts(done, console)
     return 1 if done.malformed or done.counts.get("rejected") else 0
 
 
-def describe(plan: LabelImport) -> str:
+def _describe(plan: LabelImport) -> str:
     """Say what tells this import from others: where it goes, the file as it is now, and how it is read."""
     try:
         status = plan.path.stat()
@@ -80,7 +80,7 @@ def describe(plan: LabelImport) -> str:
     return msgspec.json.encode(about).decode()
 
 
-async def check_live(client: httpx2.AsyncClient) -> None:
+async def _check_live(client: httpx2.AsyncClient) -> None:
     """Find out at once, not after many tries, that nobody is there."""
     try:
         (await client.get("/health/live")).raise_for_status()
@@ -89,7 +89,7 @@ async def check_live(client: httpx2.AsyncClient) -> None:
 
 
 @contextmanager
-def open_malformed(path: Path | None, done: Checkpoint) -> Iterator[IO[bytes] | None]:
+def _open_malformed(path: Path | None, done: Checkpoint) -> Iterator[IO[bytes] | None]:
     """Open the file of malformed rows as it was at the checkpoint: a run that died may have written more."""
     if path is None:
         yield None
@@ -103,7 +103,7 @@ def open_malformed(path: Path | None, done: Checkpoint) -> Iterator[IO[bytes] | 
         yield file
 
 
-async def send_file(
+async def _send_file(
     client: httpx2.AsyncClient,
     plan: LabelImport,
     file: LabelFile,
@@ -121,8 +121,8 @@ async def send_file(
         while some := list(itertools.islice(rows, plan.batch_rows)):
             observed_at = done.began_at + timedelta(microseconds=done.rows)
             batch = read_batch(some, plan.columns, plan.empty_label, observed_at)
-            put_aside(batch, malformed, done, plan.path)
-            counts = await send_batch(client, batch) if batch.lines else Counter[str]()
+            _put_aside(batch, malformed, done, plan.path)
+            counts = await _send_batch(client, batch) if batch.lines else Counter[str]()
             done.rows += len(some)
             done.empty += batch.empty
             done.counts = dict(Counter(done.counts) + counts)
@@ -133,7 +133,7 @@ async def send_file(
     write_checkpoint(plan.state, done)
 
 
-def put_aside(batch: Batch, file: IO[bytes] | None, done: Checkpoint, path: Path) -> None:
+def _put_aside(batch: LabelBatch, file: IO[bytes] | None, done: Checkpoint, path: Path) -> None:
     """Write malformed rows to their file; without one, stop before anything of this batch is sent."""
     if not batch.malformed:
         return
@@ -153,10 +153,10 @@ def put_aside(batch: Batch, file: IO[bytes] | None, done: Checkpoint, path: Path
     done.malformed_bytes = file.tell()
 
 
-async def send_batch(client: httpx2.AsyncClient, batch: Batch) -> Counter[str]:
+async def _send_batch(client: httpx2.AsyncClient, batch: LabelBatch) -> Counter[str]:
     """Send one batch until it is taken; return how many labels had which outcome."""
     body, pause, reason = b"\n".join(batch.lines), FIRST_PAUSE_SECONDS, ""
-    for _ in range(MAX_TRIES):
+    for _ in range(BATCH_TRIES):
         wait = pause
         try:
             answer = await client.post("/labels", content=body, headers={"Content-Type": "application/x-ndjson"})
@@ -166,7 +166,7 @@ async def send_batch(client: httpx2.AsyncClient, batch: Batch) -> Counter[str]:
             if answer.status_code == 200:
                 return Counter({outcome: count for outcome, count in answer.json().items() if outcome != "received"})
             if answer.status_code not in ASKS_FOR_PATIENCE:
-                raise LabelImportError(explain_refusal(answer, batch))
+                raise LabelImportError(_explain_refusal(answer, batch))
             reason = f"{answer.status_code} {answer.text[:300]}"
             asked = answer.headers.get("retry-after", "")
             wait = max(pause, float(asked) if asked.isdecimal() else 0.0)
@@ -175,14 +175,14 @@ async def send_batch(client: httpx2.AsyncClient, batch: Batch) -> Counter[str]:
     raise LabelImportError(f"the server takes no labels, the same command goes on from here: {reason}")
 
 
-def explain_refusal(answer: httpx2.Response, batch: Batch) -> str:
+def _explain_refusal(answer: httpx2.Response, batch: LabelBatch) -> str:
     """Say what the server does not accept, and in which row of the file."""
     if answer.status_code == 413 or "batch_size" in answer.text:
         return f"the server takes no {len(batch.lines):,} labels at once, try a smaller --batch: {answer.text[:300]}"
     return f"the server refused the rows from {batch.places[0]} to {batch.places[-1]}: {answer.text[:300]}"
 
 
-def report(done: Checkpoint, console: Console) -> None:
+def _print_counts(done: Checkpoint, console: Console) -> None:
     """Print the counts, which add up to the rows."""
     table = Table("", "rows")
     table.columns[1].justify = "right"

@@ -38,7 +38,7 @@ def open_parquet(path: Path) -> Iterator[Any]:
         yield file
 
 
-def read_rows(file: Any, columns: Sequence[str]) -> Iterator[dict[str, object]]:
+def read_parquet_rows(file: Any, columns: Sequence[str]) -> Iterator[dict[str, object]]:
     """Yield the rows with these columns only; times in microseconds."""
     pa = import_pyarrow()
     for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns)):

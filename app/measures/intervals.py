@@ -41,19 +41,19 @@ def bound_f1(matrices: Matrices, average: F1Average, positive: int | None) -> Bo
     match average:
         case "binary":
             hits, labelled, predicted = count_classes(matrices)
-            lower, upper = (bound[..., positive] for bound in bound_classes(hits, labelled + predicted - hits))
+            lower, upper = (bound[..., positive] for bound in _bound_classes(hits, labelled + predicted - hits))
         case "micro":
             lower, upper = wilson(f1, matrices.sum(axis=(-2, -1)))
         case "weighted":
-            lower, upper = bound_weighted(matrices.astype(np.float64), f1)
+            lower, upper = _bound_weighted(matrices.astype(np.float64), f1)
         case "macro":
-            lower, upper = bound_macro(matrices.astype(np.float64), f1)
+            lower, upper = _bound_macro(matrices.astype(np.float64), f1)
         case _:
             assert_never(average)
     return np.clip(np.minimum(lower, f1), 0, 1), np.clip(np.maximum(upper, f1), 0, 1)
 
 
-def bound_classes(hits: Array, involved: Array) -> Bounds:
+def _bound_classes(hits: Array, involved: Array) -> Bounds:
     """Bound F1 by class: `involved` = TP + FP + FN; 0 to 1 where that is 0."""
     lower, upper = wilson(divide(hits, involved, 0), involved)
     return 2 * lower / (1 + lower), 2 * upper / (1 + upper)
@@ -66,9 +66,9 @@ def wilson(share: Array, rows: Array) -> Bounds:
     return (centre - reach) / (rows + Z**2), (centre + reach) / (rows + Z**2)
 
 
-def bound_weighted(matrices: Array, f1: Array) -> Bounds:
+def _bound_weighted(matrices: Array, f1: Array) -> Bounds:
     """Bound weighted F1 by its variance."""
-    return wilson_effective(f1, weighted_variance(matrices), matrices.sum(axis=(-2, -1)))
+    return _wilson_effective(f1, weighted_variance(matrices), matrices.sum(axis=(-2, -1)))
 
 
 def weighted_variance(matrices: Array) -> Array:
@@ -84,18 +84,18 @@ def weighted_variance(matrices: Array) -> Array:
     return variance
 
 
-def bound_macro(matrices: Array, f1: Array) -> Bounds:
+def _bound_macro(matrices: Array, f1: Array) -> Bounds:
     """Bound macro F1 by the variance of the mean, and by each class's own bounds; return the wider."""
     hits, labelled, predicted = count_classes(matrices)
     sizes = labelled + predicted
     weights = divide((sizes > 0).astype(np.float64), (sizes > 0).sum(axis=-1, keepdims=True), 0)
     covariance = class_covariance(matrices)
-    lower, upper = wilson_effective(f1, combine(weights, covariance), labelled.sum(axis=-1))
+    lower, upper = _wilson_effective(f1, _combine(weights, covariance), labelled.sum(axis=-1))
 
-    scores, (lowest, highest) = divide(2 * hits, sizes, 0), bound_classes(hits, sizes - hits)
-    correlation = correlate(covariance)
-    below = np.sqrt(combine(weights * (scores - lowest), correlation))
-    above = np.sqrt(combine(weights * (highest - scores), correlation))
+    scores, (lowest, highest) = divide(2 * hits, sizes, 0), _bound_classes(hits, sizes - hits)
+    correlation = _correlate(covariance)
+    below = np.sqrt(_combine(weights * (scores - lowest), correlation))
+    above = np.sqrt(_combine(weights * (highest - scores), correlation))
     return np.minimum(lower, f1 - below), np.maximum(upper, f1 + above)
 
 
@@ -110,20 +110,20 @@ def class_covariance(matrices: Array) -> Array:
     return np.where(np.eye(hits.shape[-1], dtype=bool), variances[..., None], shared)
 
 
-def correlate(covariance: Array) -> Array:
+def _correlate(covariance: Array) -> Array:
     """Return correlations; a class without variance is correlated with itself only."""
     deviations = np.sqrt(np.diagonal(covariance, axis1=-2, axis2=-1))
     correlation = divide(covariance, deviations[..., :, None] * deviations[..., None, :], 0)
     return np.where(np.eye(covariance.shape[-1], dtype=bool), 1.0, correlation)
 
 
-def combine(distances: Array, matrices: Array) -> Array:
+def _combine(distances: Array, matrices: Array) -> Array:
     """Return the quadratic form d' M d (...); with correlations this is MOVER (Zou and Donner 2008, sec. 2)."""
     combined: Array = np.einsum("...i,...ij,...j->...", distances, matrices, distances)
     return combined
 
 
-def wilson_effective(f1: Array, variance: Array, rows: Array) -> Bounds:
+def _wilson_effective(f1: Array, variance: Array, rows: Array) -> Bounds:
     """Bound F1 like a share of as many rows as would give it this variance; `rows` where it has none.
 
     With few errors the upper bound comes from the Poisson limit of their number (Brown, Cai and DasGupta 2001,

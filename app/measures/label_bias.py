@@ -14,28 +14,28 @@ def correct_confusion(every: Cells, labelled: Cells, classes: int) -> Array | No
     rows of it (post-stratification; Lohr, Sampling, sec. 4.4). Exact in expectation when arrival depends on nothing
     but score and predicted class.
     """
-    predictions = count_strata(every, classes)
-    labels = count_strata(labelled, classes)
+    predictions = _count_strata(every, classes)
+    labels = _count_strata(labelled, classes)
     scale = np.zeros((classes, BINS))
     for predicted in np.flatnonzero(predictions.any(axis=1)):
         known = np.flatnonzero(labels[predicted])
         if known.size == 0:
             return None
-        scale[predicted, known] = share_out(predictions[predicted], known) / labels[predicted, known]
+        scale[predicted, known] = _share_out(predictions[predicted], known) / labels[predicted, known]
     weights = labelled.rows * scale[labelled.predicted, labelled.bins]
     confusion = np.zeros((classes, classes))
     np.add.at(confusion, (labelled.labels, labelled.predicted), weights)
     return confusion
 
 
-def count_strata(cells: Cells, classes: int) -> Array:
+def _count_strata(cells: Cells, classes: int) -> Array:
     """Return rows (classes, BINS) by predicted class and bin."""
     strata = np.zeros((classes, BINS))
     np.add.at(strata, (cells.predicted, cells.bins), cells.rows)
     return strata
 
 
-def share_out(predictions: Array, known: NDArray[np.int64]) -> Array:
+def _share_out(predictions: Array, known: NDArray[np.int64]) -> Array:
     """Give predictions (BINS,) to the bins that have labels, (k,) in and out.
 
     A bin without labels goes to the nearest with some, on both sides in proportion to nearness: as if the shares of

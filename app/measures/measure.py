@@ -59,11 +59,11 @@ class Measures(msgspec.Struct, frozen=True, kw_only=True):
 def measure(cells: Cells, classes: int, positive: int | None, average: F1Average, min_labels: int) -> Measures:
     """Compute every number that is defined; `positive` is the positive class's index, None but for two classes."""
     every, labelled = cells.select(cells.labels < 0), cells.select(cells.labels >= 0)
-    matrix = count_confusion(labelled, classes)
+    matrix = _count_confusion(labelled, classes)
     predictions, labels = int(every.rows.sum()), int(labelled.rows.sum())
-    f1 = defined(average_f1(matrix, average, positive))
+    f1 = _defined(average_f1(matrix, average, positive))
     known = Measures(
-        state=name_state(predictions, matrix, f1, min_labels),
+        state=_name_state(predictions, matrix, f1, min_labels),
         average=average,
         predictions=predictions,
         labelled=labels,
@@ -79,27 +79,27 @@ def measure(cells: Cells, classes: int, positive: int | None, average: F1Average
         f1=f1,
         f1_lower=float(lower),
         f1_upper=float(upper),
-        corrected_f1=None if corrected is None else defined(average_f1(corrected, average, positive)),
-        baseline_f1=constant_f1(matrix, average, positive),
+        corrected_f1=None if corrected is None else _defined(average_f1(corrected, average, positive)),
+        baseline_f1=_constant_f1(matrix, average, positive),
         ece=compute_ece(labelled, positive),
-        **rate_decisions(matrix, average, positive),
-        **({} if positive is None else rate_scores(labelled, positive, average, f1)),
+        **_rate_decisions(matrix, average, positive),
+        **({} if positive is None else _rate_scores(labelled, positive, average, f1)),
     )
 
 
-def count_confusion(labelled: Cells, classes: int) -> NDArray[np.int64]:
+def _count_confusion(labelled: Cells, classes: int) -> NDArray[np.int64]:
     """Return labelled rows (classes, classes): row = label, column = predicted class."""
     matrix = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(matrix, (labelled.labels, labelled.predicted), labelled.rows)
     return matrix
 
 
-def defined(value: Array) -> float | None:
+def _defined(value: Array) -> float | None:
     """Return a plain number, None for NaN."""
     return None if np.isnan(value) else float(value)
 
 
-def name_state(predictions: int, matrix: NDArray[np.int64], f1: float | None, min_labels: int) -> QualityState:
+def _name_state(predictions: int, matrix: NDArray[np.int64], f1: float | None, min_labels: int) -> QualityState:
     """Name the first state that holds."""
     if predictions == 0:
         return "no_predictions"
@@ -112,7 +112,7 @@ def name_state(predictions: int, matrix: NDArray[np.int64], f1: float | None, mi
     return "too_few_labels" if matrix.sum() < min_labels else "ok"
 
 
-def constant_f1(matrix: NDArray[np.int64], average: F1Average, positive: int | None) -> float:
+def _constant_f1(matrix: NDArray[np.int64], average: F1Average, positive: int | None) -> float:
     """Return the F1 of predicting one class always: the positive one for `binary`, else the most frequent label.
 
     The class with the share π of the labels has F1 = 2π / (1 + π) then, and every other class 0.
@@ -123,26 +123,26 @@ def constant_f1(matrix: NDArray[np.int64], average: F1Average, positive: int | N
     return {"binary": f1, "micro": share, "weighted": share * f1, "macro": f1 / int(np.count_nonzero(shares))}[average]
 
 
-def rate_decisions(matrix: NDArray[np.int64], average: F1Average, positive: int | None) -> dict[str, float | None]:
+def _rate_decisions(matrix: NDArray[np.int64], average: F1Average, positive: int | None) -> dict[str, float | None]:
     """Rate the predicted classes: precision, recall and specificity by `average`, and accuracy."""
     hits, labelled, predicted = count_classes(matrix)
     rows = labelled.sum()
     others, false = rows - labelled, predicted - hits
     return {
-        "precision": defined(average_ratios(hits, predicted, labelled, average, positive)),
-        "recall": defined(average_ratios(hits, labelled, labelled, average, positive)),
-        "specificity": defined(average_ratios(others - false, others, labelled, average, positive)),
+        "precision": _defined(average_ratios(hits, predicted, labelled, average, positive)),
+        "recall": _defined(average_ratios(hits, labelled, labelled, average, positive)),
+        "specificity": _defined(average_ratios(others - false, others, labelled, average, positive)),
         "accuracy": float(hits.sum() / rows),
     }
 
 
-def rate_scores(labelled: Cells, positive: int, average: F1Average, served_f1: float) -> dict[str, object]:
+def _rate_scores(labelled: Cells, positive: int, average: F1Average, served_f1: float) -> dict[str, object]:
     """Rate the scores of two classes; ranking and the best threshold need labels of both."""
     outcomes = count_outcomes(labelled, positive)
     curve = f1_by_threshold(outcomes, average)
     rated: dict[str, object] = {
         "brier": compute_brier(labelled, positive),
-        "f1_by_threshold": [defined(f1) for f1 in curve],
+        "f1_by_threshold": [_defined(f1) for f1 in curve],
     }
     if outcomes.any(axis=1).all():
         best = find_best(curve)

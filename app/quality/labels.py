@@ -71,7 +71,7 @@ async def take_labels(connection: Connection, labels: Sequence[Label]) -> Counte
     `expired`: nothing is left to wait for.
     """
     async with connection.transaction():
-        applied = await apply_labels(connection, labels)
+        applied = await _apply_labels(connection, labels)
         outcomes = applied.outcomes
         if pending := applied.find_pending():
             dropped_before = await read_dropped_before(connection)
@@ -91,7 +91,7 @@ async def sweep_pending(connection: Connection) -> Counter[Outcome]:
         dropped_before = await read_dropped_before(connection)
         rows = await label_queries.take_pending(connection, SWEEP_ROWS)
         rows.sort(key=lambda row: int(row["pending_id"]))  # the order of arrival decides between equal times
-        applied = await apply_labels(connection, [Label(*row[1:]) for row in rows])
+        applied = await _apply_labels(connection, [Label(*row[1:]) for row in rows])
         for position in applied.find_pending():
             row = rows[position]
             if row["received_at"] < now - timedelta(days=PENDING_DAYS) or _is_older(
@@ -107,7 +107,7 @@ async def sweep_pending(connection: Connection) -> Counter[Outcome]:
     return _count(applied)
 
 
-async def apply_labels(connection: Connection, labels: Sequence[Label]) -> Applied:
+async def _apply_labels(connection: Connection, labels: Sequence[Label]) -> Applied:
     """Apply every label whose prediction is stored; the others' outcome is `pending`."""
     targets, rejected = await _find_targets(connection, labels)
     applied = Applied(dict.fromkeys(range(len(labels)), "pending"), [])

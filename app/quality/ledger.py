@@ -57,10 +57,10 @@ async def count_mismatch(connection: Connection, minute: datetime) -> int:
     """Compare the ledger with the rows of one minute; return how many rows it is wrong by, 0 when it is exact."""
     until = minute + timedelta(minutes=1)
     differences = await ledger_queries.find_differences(connection, minute, until, SPANS[0], CHECK_SECONDS)
-    return sum(weigh_difference(row) for row in differences)
+    return sum(_weigh_difference(row) for row in differences)
 
 
-async def find_differences(
+async def find_day_differences(
     connection: Connection, day: date, now: datetime, timeout: float
 ) -> list[tuple[int, asyncpg.Record]]:
     """Compare the ledger of a day (UTC) with the rows, in buckets of every span that is kept: (span, ledger - rows)."""
@@ -75,6 +75,6 @@ async def find_differences(
     return differences
 
 
-def weigh_difference(row: asyncpg.Record) -> int:
+def _weigh_difference(row: asyncpg.Record) -> int:
     """Return by how many rows a cell differs; a wrong sum counts as a row."""
     return abs(row["rows"]) or 1

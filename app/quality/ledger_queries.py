@@ -92,7 +92,7 @@ async def read_windows(
     return await connection.fetch(READ_WINDOWS, positions, spans, since, until)
 
 
-COUNT_OUTCOMES = """
+COUNT_BUCKETS = """
 SELECT starts_at, predicted_class, score_bin / $7::smallint AS score_bar,
     sum(rows) FILTER (WHERE label IS NULL)::bigint AS predictions,
     coalesce(sum(rows) FILTER (WHERE label IS NOT NULL), 0)::bigint AS labelled,
@@ -105,14 +105,14 @@ HAVING sum(rows) FILTER (WHERE label IS NULL) <> 0
 """
 
 
-async def count_outcomes(
+async def count_buckets(
     connection: Connection, names: tuple[str, str, str], span: int, since: datetime, until: datetime, bins: int
 ) -> list[asyncpg.Record]:
     """Count the buckets of (model, version, role) with since <= starts_at < until, each row twice.
 
     By bucket and predicted class, and by bars of `bins` score bins, where `starts_at` is null.
     """
-    return await connection.fetch(COUNT_OUTCOMES, *names, span, since, until, bins)
+    return await connection.fetch(COUNT_BUCKETS, *names, span, since, until, bins)
 
 
 RAW_CELLS = """

@@ -12,7 +12,7 @@ from msgspec import Meta
 from app.database.queries import Connection
 from app.measures.buckets import choose_span
 from app.measures.cells import BINS
-from app.quality.ledger_queries import count_outcomes
+from app.quality.ledger_queries import count_buckets
 
 SCORE_BARS = 20
 """As many as `prediction_score_distribution` has buckets: 0.05 each."""
@@ -26,7 +26,7 @@ class Counts(msgspec.Struct, kw_only=True):
     correct: int = 0
 
     def add(self, row: asyncpg.Record) -> None:
-        """Add a row of `count_outcomes`."""
+        """Add a row of `count_buckets`."""
         self.predictions += row["predictions"]
         self.labelled += row["labelled"]
         self.correct += row["correct"]
@@ -56,12 +56,12 @@ async def count_window(
     more than the result that was computed at `until` does.
     """
     span = choose_span(since, until)
-    rows = await count_outcomes(connection, names, span, since, until, BINS // SCORE_BARS)
+    rows = await count_buckets(connection, names, span, since, until, BINS // SCORE_BARS)
     # In a thread: with many classes there are tens of thousands of rows.
-    return await asyncio.to_thread(lambda: (count_by_time(rows, span, since, until), count_by_score(rows)))
+    return await asyncio.to_thread(lambda: (_count_by_time(rows, span, since, until), _count_by_score(rows)))
 
 
-def count_by_time(rows: Sequence[asyncpg.Record], span: int, since: datetime, until: datetime) -> list[TimeCounts]:
+def _count_by_time(rows: Sequence[asyncpg.Record], span: int, since: datetime, until: datetime) -> list[TimeCounts]:
     """Count by buckets of `span` seconds; the last one ends at `until`."""
     length, at = timedelta(seconds=span), since
     buckets: dict[datetime, TimeCounts] = {}
@@ -76,7 +76,7 @@ def count_by_time(rows: Sequence[asyncpg.Record], span: int, since: datetime, un
     return list(buckets.values())
 
 
-def count_by_score(rows: Sequence[asyncpg.Record]) -> list[ScoreCounts]:
+def _count_by_score(rows: Sequence[asyncpg.Record]) -> list[ScoreCounts]:
     """Count by equal parts of the scores from 0 to 1."""
     bars = [ScoreCounts(lower=bar / SCORE_BARS, upper=(bar + 1) / SCORE_BARS) for bar in range(SCORE_BARS)]
     for row in rows:

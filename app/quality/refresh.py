@@ -73,7 +73,7 @@ async def refresh_results(
             now = await queries.read_clock(connection)
             results = await score_windows(connection, settings, versions, loaded, now)
             await queries.store_results(connection, now, settings.window_names, results)
-        await check_ledger(connection)
+        await check_minutes(connection)
     return True
 
 
@@ -189,7 +189,7 @@ def name_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> d
     return {label: row for label, row in named.items() if row}
 
 
-async def check_ledger(connection: Connection) -> None:
+async def check_minutes(connection: Connection) -> None:
     """Once a minute, compare the ledger with the rows of the last whole minute, and of the oldest that is kept.
 
     So every minute is checked twice: when its predictions are stored, and when most of its labels have come.

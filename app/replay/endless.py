@@ -11,7 +11,7 @@ from uuid import UUID
 import httpx2
 from rich.console import Console
 
-from app.replay.rows import Replay, check_columns, read_labels, read_rows
+from app.replay.rows import Replay, check_columns, load_labels, load_rows
 from app.replay.sending import (
     LABEL_BATCH,
     MAX_REQUESTS,
@@ -19,7 +19,7 @@ from app.replay.sending import (
     Tally,
     fetch_feature_names,
     is_labelled,
-    post_labels,
+    send_label_batch,
     send_rows,
 )
 
@@ -36,8 +36,8 @@ MAX_DUE = 100_000
 async def run_endless(replay: Replay, console: Console | None = None) -> Never:
     """Send the rows again and again, and their labels when they are due, until cancelled."""
     console = console or Console(soft_wrap=True)
-    rows = read_rows(replay.data, replay.start, replay.rows)
-    labels = read_labels(replay.labels)
+    rows = load_rows(replay.data, replay.start, replay.rows)
+    labels = load_labels(replay.labels)
     tally = Tally()
     due: deque[Due] = deque(maxlen=MAX_DUE)
 
@@ -52,19 +52,19 @@ async def run_endless(replay: Replay, console: Console | None = None) -> Never:
         check_columns(replay, rows[0], names)
         console.print(f"{len(rows):,} rows in turn, {replay.rate:g} a second; Ctrl-C ends it", highlight=False)
         async with asyncio.TaskGroup() as group:
-            group.create_task(send_labels(client, due, tally))
-            group.create_task(report(client, tally, console))
+            group.create_task(_send_labels(client, due, tally))
+            group.create_task(_print_progress(client, tally, console))
             await send_rows(client, replay.rate, itertools.cycle(rows), names, tally, take_answer)
     raise AssertionError("there is always another row")
 
 
-async def send_labels(client: httpx2.AsyncClient, due: deque[Due], tally: Tally) -> Never:
+async def _send_labels(client: httpx2.AsyncClient, due: deque[Due], tally: Tally) -> Never:
     """Send what is due every second; what the server does not take now waits, what it refuses is counted."""
     while True:
         await asyncio.sleep(LABEL_SECONDS)
-        if batch := take_due(due):
+        if batch := _take_due(due):
             try:
-                status = (await post_labels(client, batch, tally)).status_code
+                status = (await send_label_batch(client, batch, tally)).status_code
             except httpx2.TransportError:
                 status = 503
             if status == 503:
@@ -73,7 +73,7 @@ async def send_labels(client: httpx2.AsyncClient, due: deque[Due], tally: Tally)
                 tally.refused[f"labels: {status}"] += len(batch)
 
 
-def take_due(due: deque[Due]) -> list[Due]:
+def _take_due(due: deque[Due]) -> list[Due]:
     """Take the labels whose time has come out of the queue, as many as go into one request."""
     batch: list[Due] = []
     while due and len(batch) < LABEL_BATCH and due[0].at <= time.monotonic():
@@ -81,15 +81,15 @@ def take_due(due: deque[Due]) -> list[Due]:
     return batch
 
 
-async def report(client: httpx2.AsyncClient, tally: Tally, console: Console) -> Never:
+async def _print_progress(client: httpx2.AsyncClient, tally: Tally, console: Console) -> Never:
     """Print a line every minute."""
     while True:
         await asyncio.sleep(REPORT_SECONDS)
-        line = f"answered {tally.answered:,}, labelled {sum(tally.labels.values()):,}, {await describe_f1(client)}"
+        line = f"answered {tally.answered:,}, labelled {sum(tally.labels.values()):,}, {await _describe_f1(client)}"
         console.print(line + (f", not answered {dict(tally.refused)}" if tally.refused else ""), highlight=False)
 
 
-async def describe_f1(client: httpx2.AsyncClient) -> str:
+async def _describe_f1(client: httpx2.AsyncClient) -> str:
     """Say what the server's F1 is in its first window."""
     try:
         answer = (await client.get("/quality")).raise_for_status().json()

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from app.measures.f1 import compute_f1
 from app.prediction_log.record import read_id_time
-from app.replay.rows import Replay, ReplayError, check_columns, read_labels, read_rows
+from app.replay.rows import Replay, ReplayError, check_columns, load_labels, load_rows
 from app.replay.sending import (
     LABEL_BATCH,
     MAX_REQUESTS,
@@ -23,7 +23,7 @@ from app.replay.sending import (
     Tally,
     fetch_feature_names,
     is_labelled,
-    post_labels,
+    send_label_batch,
     send_rows,
 )
 from app.settings import F1Average
@@ -33,7 +33,7 @@ WINDOW_PATIENCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class AnsweredRow:
     """An answered row: its prediction, the predicted class as text, and its label, None when it is withheld."""
 
     prediction_id: UUID
@@ -44,10 +44,10 @@ class Answer:
 async def run_replay(replay: Replay, console: Console | None = None) -> int:
     """Run it; return 0 when every row was answered and the two F1 values agree, else 1."""
     console = console or Console()
-    rows = read_rows(replay.data, replay.start, replay.rows)
-    labels = read_labels(replay.labels)
+    rows = load_rows(replay.data, replay.start, replay.rows)
+    labels = load_labels(replay.labels)
     tally = Tally()
-    answers: list[Answer] = []
+    answers: list[AnsweredRow] = []
     columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console)
     due: asyncio.Queue[Due | None] = asyncio.Queue()
@@ -59,7 +59,7 @@ async def run_replay(replay: Replay, console: Console | None = None) -> int:
         if answer is not None:
             key = UUID(answer["prediction_id"])
             label = labels[row["id"]] if is_labelled(len(answers), replay.label_share) else None
-            answers.append(Answer(key, str(answer["prediction"]), label))
+            answers.append(AnsweredRow(key, str(answer["prediction"]), label))
             tally.model, tally.version = answer["model"], answer["model_version"]
             if label is not None:
                 due.put_nowait(Due(time.monotonic() + replay.label_delay_seconds, key, label))
@@ -70,13 +70,13 @@ async def run_replay(replay: Replay, console: Console | None = None) -> int:
         check_columns(replay, rows[0], names)
         with bar:
             async with asyncio.TaskGroup() as group:
-                group.create_task(send_labels(client, due, tally, lambda count: bar.advance(label_bar, count)))
+                group.create_task(_send_labels(client, due, tally, lambda count: bar.advance(label_bar, count)))
                 await send_rows(client, replay.rate, rows, names, tally, take_answer)
                 due.put_nowait(None)
-        return await report(client, answers, tally, console)
+        return await _print_comparison(client, answers, tally, console)
 
 
-async def send_labels(
+async def _send_labels(
     client: httpx2.AsyncClient, due: "asyncio.Queue[Due | None]", tally: Tally, advance: Callable[[int], None]
 ) -> None:
     """Send the label of each answered row when it is due, in batches of what is due by then."""
@@ -87,7 +87,7 @@ async def send_labels(
             await asyncio.sleep(entry.at - time.monotonic())
             batch.append(entry)
         if batch and (entry is None or due.empty() or len(batch) >= LABEL_BATCH):
-            response = await post_labels(client, batch, tally)
+            response = await send_label_batch(client, batch, tally)
             if response.status_code != 200:
                 raise ReplayError(f"the server refused labels: {response.text[:300]}")
             advance(len(batch))
@@ -96,7 +96,9 @@ async def send_labels(
             return
 
 
-async def report(client: httpx2.AsyncClient, answers: Sequence[Answer], tally: Tally, console: Console) -> int:
+async def _print_comparison(
+    client: httpx2.AsyncClient, answers: Sequence[AnsweredRow], tally: Tally, console: Console
+) -> int:
     """Print the closing table."""
     if not answers:
         console.print(f"no row was answered: {dict(tally.refused)}")
@@ -106,25 +108,25 @@ async def report(client: httpx2.AsyncClient, answers: Sequence[Answer], tally: T
         if answer.label is not None:
             confusion[answer.label][answer.predicted] += 1
     labelled = sum(answer.label is not None for answer in answers)
-    window = await wait_for_window(client, labelled, tally)  # by then labels that came ahead of their row have met it
-    reported = await fetch_period(client, answers, tally)
+    window = await _wait_for_window(client, labelled, tally)  # by then labels that came ahead of their row have met it
+    reported = await _fetch_period(client, answers, tally)
     average: F1Average = reported["average"]
-    computed = compute_f1(confusion, average, await fetch_positive_class(client, tally))
+    computed = compute_f1(confusion, average, await _fetch_positive_class(client, tally))
     table = Table("", "rows", "F1", title=f"replay through {tally.model} version {tally.version}")
     for column in table.columns[1:]:
         column.justify = "right"
     table.add_row("sent", f"{tally.sent:,}", "")
     table.add_row("answered", f"{tally.answered:,}", "")
     table.add_row("labelled", f"{sum(tally.labels.values()):,}", "")
-    table.add_row("server, these rows", f"{reported['labelled']:,}", show_f1(reported["f1"]))
-    table.add_row("computed from the file", f"{labelled:,}", show_f1(computed))
+    table.add_row("server, these rows", f"{reported['labelled']:,}", _show_f1(reported["f1"]))
+    table.add_row("computed from the file", f"{labelled:,}", _show_f1(computed))
     if window is not None:
-        table.add_row(f"model_f1_score, window {window['window']}", f"{window['labelled']:,}", show_f1(window["f1"]))
+        table.add_row(f"model_f1_score, window {window['window']}", f"{window['labelled']:,}", _show_f1(window["f1"]))
     console.print(table)
-    return judge(reported, computed, labelled, tally, console)
+    return _judge(reported, computed, labelled, tally, console)
 
 
-def judge(reported: Mapping[str, Any], computed: float | None, labelled: int, tally: Tally, console: Console) -> int:
+def _judge(reported: Mapping[str, Any], computed: float | None, labelled: int, tally: Tally, console: Console) -> int:
     """Say in one line whether the two sides agree; return the exit status."""
     if reported["labelled"] > labelled:
         console.print("others were labelled meanwhile too: the server's F1 is over more rows than this replay's")
@@ -137,12 +139,12 @@ def judge(reported: Mapping[str, Any], computed: float | None, labelled: int, ta
     return 0 if same and not tally.refused else 1
 
 
-def show_f1(value: float | None) -> str:
+def _show_f1(value: float | None) -> str:
     """Show an F1, or that there is none."""
     return "none" if value is None else f"{value:.6f}"
 
 
-async def fetch_period(client: httpx2.AsyncClient, answers: Sequence[Answer], tally: Tally) -> dict[str, Any]:
+async def _fetch_period(client: httpx2.AsyncClient, answers: Sequence[AnsweredRow], tally: Tally) -> dict[str, Any]:
     """Ask for the F1 of exactly the time in which our predictions were made, by their own ids' clock."""
     instants = [instant for answer in answers if (instant := read_id_time(answer.prediction_id)) is not None]
     response = await client.get(
@@ -158,7 +160,7 @@ async def fetch_period(client: httpx2.AsyncClient, answers: Sequence[Answer], ta
     return result
 
 
-async def wait_for_window(client: httpx2.AsyncClient, labelled: int, tally: Tally) -> dict[str, Any] | None:
+async def _wait_for_window(client: httpx2.AsyncClient, labelled: int, tally: Tally) -> dict[str, Any] | None:
     """Wait until the server's job has counted our labels in its shortest window; None when it does not."""
     deadline = time.monotonic() + WINDOW_PATIENCE_SECONDS
     while time.monotonic() < deadline:
@@ -171,7 +173,7 @@ async def wait_for_window(client: httpx2.AsyncClient, labelled: int, tally: Tall
     return None
 
 
-async def fetch_positive_class(client: httpx2.AsyncClient, tally: Tally) -> str | None:
+async def _fetch_positive_class(client: httpx2.AsyncClient, tally: Tally) -> str | None:
     """Ask which class `binary` F1 is about."""
     response = await client.get(f"/models/{tally.model}/versions/{tally.version}")
     positive = response.raise_for_status().json()["positive_class"]

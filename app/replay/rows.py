@@ -28,7 +28,7 @@ class Replay:
     labels: Path
 
 
-def read_rows(path: Path, start: int, count: int) -> list[dict[str, str]]:
+def load_rows(path: Path, start: int, count: int) -> list[dict[str, str]]:
     """Read `count` rows of a CSV from row `start` on; fewer when it ends."""
     rows = list(itertools.islice(_open_csv(path), start, start + count))
     if not rows:
@@ -43,7 +43,7 @@ def check_columns(replay: Replay, row: Mapping[str, str], names: Sequence[str]) 
         raise ReplayError(f"{replay.data} has no column {', '.join(sorted(missing))}, which the model needs")
 
 
-def read_labels(path: Path) -> dict[str, str]:
+def load_labels(path: Path) -> dict[str, str]:
     """Read the labels by row id: the first column is the id, the second the label."""
     return {values[0]: values[1] for values in (list(row.values()) for row in _open_csv(path))}
 

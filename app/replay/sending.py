@@ -16,7 +16,7 @@ from app.replay.rows import ReplayError
 MAX_REQUESTS = 32
 """Requests under way at once; when the server is slower than the rate, the rate is what gives way."""
 
-MAX_TRIES = 20
+ROW_TRIES = 20
 """Attempts for a request that the server answers with 503, which asks for patience."""
 
 LABEL_BATCH = 500
@@ -72,7 +72,7 @@ async def send_rows(
 
     async def send(row: Mapping[str, str]) -> None:
         try:
-            answer = await predict_row(client, row, names, tally)
+            answer = await _predict_row(client, row, names, tally)
         finally:
             slots.release()
         tally.answered += answer is not None
@@ -87,12 +87,12 @@ async def send_rows(
             at = max(at + 1 / rate, time.monotonic() - CATCH_UP_SECONDS)
 
 
-async def predict_row(
+async def _predict_row(
     client: httpx2.AsyncClient, row: Mapping[str, str], names: Sequence[str], tally: Tally
 ) -> dict[str, Any] | None:
     """Post one row; try again while the server asks for patience; None when it is not answered 200."""
     body = {"features": {name: float(row[name]) for name in names}, "external_id": row["id"]}
-    for _ in range(MAX_TRIES):
+    for _ in range(ROW_TRIES):
         try:
             response = await client.post("/predict", json=body)
         except httpx2.TransportError as error:
@@ -113,7 +113,7 @@ def is_labelled(number: int, share: float) -> bool:
     return math.floor((number + 1) * share) > math.floor(number * share)
 
 
-async def post_labels(client: httpx2.AsyncClient, batch: Sequence[Due], tally: Tally) -> httpx2.Response:
+async def send_label_batch(client: httpx2.AsyncClient, batch: Sequence[Due], tally: Tally) -> httpx2.Response:
     """Send the labels of `batch`, and count what became of them when they are taken."""
     labels = [{"prediction_id": str(entry.prediction_id), "label": entry.label} for entry in batch]
     response = await client.post("/labels", json={"labels": labels})

@@ -10,8 +10,6 @@ from app.errors import ScorekeeperError
 
 NEVER = math.inf
 
-Headers = Sequence[tuple[bytes, bytes]]
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -113,7 +111,7 @@ class Deadlines:
         else:
             self._deadline = NEVER
 
-    def begin_body(self, target: bytes, headers: Headers) -> None:
+    def begin_body(self, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """End the head of a request; raise RefusedError when it is larger than allowed."""
         limits = self._limits
         if len(target) > limits.target_bytes or len(headers) > limits.header_count:
@@ -136,7 +134,7 @@ class Deadlines:
         self._deadline = NEVER
         self.phase = ANSWERING
 
-    def end_feed(self, size: int, now: float, target: bytes, headers: Headers) -> None:
+    def end_feed(self, size: int, now: float, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """Set or keep the deadline of what has arrived in part; raise RefusedError for much that says nothing."""
         if self._silent_bytes > self._limits.header_bytes and self.phase is not DISCARDING:
             if self.phase is HEAD:
@@ -214,7 +212,7 @@ class Deadlines:
         self._progress_bytes = 0
         self._deadline = min(self._body_deadline, now + self._limits.progress_seconds)
 
-    def _explain_large_head(self, target: bytes, headers: Headers) -> RefusedError:
+    def _explain_large_head(self, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> RefusedError:
         limits = self._limits
         if len(target) > limits.target_bytes:
             return RefusedError(414, f"the target has more than the {limits.target_bytes} bytes allowed")

@@ -4,12 +4,15 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import metrics
 from app.logs import AccessLog, Client
+
+Headers = Sequence[tuple[bytes, bytes]]
+"""Names, in lower case, and values."""
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 """A client's X-Request-Id that is taken over; anything else is replaced."""

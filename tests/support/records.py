@@ -16,6 +16,9 @@ from app.serving.queries import fetch_versions, register_version
 MODEL, VERSION = "car-loan", "1"
 """The demo model; its classes are 0 and 1, the positive one is 1."""
 
+PARENTS = ("prediction_log", "prediction_label", "prediction_label_history")
+"""Tables that are partitioned by day."""
+
 
 def make_record(
     at: datetime | None = None,

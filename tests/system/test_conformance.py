@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.answers import predict
 from tests.support.processes import ROOT, Server
-from tests.test_openapi import ROW, write_several
+from tests.support.several_models import ROW, write_several
 
 CHECKS = (
     "not_a_server_error",

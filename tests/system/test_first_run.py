@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,9 +11,7 @@ from pathlib import Path
 import httpx2
 
 from tests.support.processes import ROOT, find_free_port, wait_until
-
-SECONDS = 420
-"""For whatever installs packages."""
+from tests.support.programs import INSTALL_SECONDS, clean_environment, run
 
 
 async def test_make_run_answers_the_seed_and_replay_agrees(open_path: Path) -> None:
@@ -64,15 +61,6 @@ async def test_installed_wheel_works_away_from_the_repository(open_path: Path) -
     assert "the two F1 values agree" in replayed
 
 
-def run(*command: str, cwd: Path) -> str:
-    """Run to the end and return the output; fail with it when the status is not 0."""
-    done = subprocess.run(
-        command, check=False, cwd=cwd, env=clean_environment(), capture_output=True, text=True, timeout=SECONDS
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
 @asynccontextmanager
 async def started(*command: str, cwd: Path, port: int) -> AsyncIterator[httpx2.AsyncClient]:
     """Run a server as the leader of a process group, wait until it is ready; end the group as Ctrl-C does."""
@@ -83,7 +71,7 @@ async def started(*command: str, cwd: Path, port: int) -> AsyncIterator[httpx2.A
         )
     try:
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
-            await wait_until(lambda: is_ready(client, process, log), seconds=SECONDS, what=log.read_text)
+            await wait_until(lambda: is_ready(client, process, log), seconds=INSTALL_SECONDS, what=log.read_text)
             yield client
     finally:
         if process.returncode is None:
@@ -99,9 +87,3 @@ async def is_ready(client: httpx2.AsyncClient, process: asyncio.subprocess.Proce
         return (await client.get("/health/ready")).status_code == 200
     except httpx2.TransportError:
         return False
-
-
-def clean_environment() -> dict[str, str]:
-    """Return the environment without what this test run has set for itself."""
-    ours = ("COVERAGE", "COV_", "MAKE", "MFLAGS", "VIRTUAL_ENV", "TEST_", "DATABASE_URL", "DATA_DIR")
-    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}

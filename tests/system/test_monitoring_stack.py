@@ -16,8 +16,8 @@ import pytest_asyncio
 from tests.conftest import execute, make_open_directory, with_database
 from tests.support.dashboards import PanelQuery, list_queries
 from tests.support.processes import ROOT, Server, wait_until
+from tests.support.rules import ALERTS, SEED_QUERIES
 from tests.system.monitoring import Monitoring, Receiver, run_monitoring, run_receiver
-from tests.test_monitoring import ALERTS, SEED_QUERIES
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

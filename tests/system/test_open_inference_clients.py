@@ -10,8 +10,8 @@ import asyncpg
 import httpx2
 
 from tests.support.processes import ROOT, Server, wait_until
+from tests.support.programs import run
 from tests.support.records import count_rows
-from tests.system.test_first_run import run
 
 CLIENTS = ("tritonclient[http]==2.73.0", "kserve==0.21.0")
 SCRIPT = ROOT / "tests" / "system" / "open_inference_clients.py"
