@@ -1,4 +1,4 @@
-# The server as an image; it runs every other command of `python -m app` as well. docs/deployment.md has its contract.
+# The server as an image; it runs every other command of `scorekeeper` as well. docs/deployment.md has its contract.
 FROM python:3.13-slim AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 RUN python -m venv /venv
@@ -26,4 +26,4 @@ EXPOSE 8000
 HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=3 CMD ["python", "-IS", "-c", \
     "import sys, http.client as http; server = http.HTTPConnection('127.0.0.1', 8000, timeout=4); \
     server.request('GET', '/health/ready'); sys.exit(server.getresponse().status != 200)"]
-CMD ["python", "-m", "app", "serve", "--host", "0.0.0.0"]
+CMD ["scorekeeper", "serve", "--host", "0.0.0.0"]

@@ -1,4 +1,4 @@
-"""`python -m app COMMAND`."""
+"""`python -m app COMMAND`: `scorekeeper COMMAND` where it is not on the PATH."""
 
 from app.commands.parser import run
 

@@ -60,7 +60,7 @@ async def test_demo_gives_prometheus_the_addresses_of_this_machine(database_url:
 
 
 def test_demo_is_that_of_the_compose_file() -> None:
-    compose = parse_arguments(SERVICES["demo"]["command"][3:])
+    compose = parse_arguments(SERVICES["demo"]["command"][1:])
     ours = parse_arguments(["replay", f"--url={compose.url}", *DEMO["REPLAY"]])
     windows = {name: SERVICES["app"]["environment"][name] for name in DEMO["SETTINGS"]}
 

@@ -1,4 +1,4 @@
-"""`POST /predict` under `python -m app serve`: a request that skips ASGI is answered as one that does not."""
+"""`POST /predict` under `scorekeeper serve`: a request that skips ASGI is answered as one that does not."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""`python -m app export`: what is in the file, and that it tells what GET /quality tells."""
+"""`scorekeeper export`: what is in the file, and that it tells what GET /quality tells."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""`python -m app labels import`, through a real server."""
+"""`scorekeeper labels import`, through a real server."""
 
 import asyncio
 import io

@@ -1,4 +1,4 @@
-"""`python -m app model`: what it shows, what it writes, and that the request it shows is answered."""
+"""`scorekeeper model`: what it shows, what it writes, and that the request it shows is answered."""
 
 import ast
 import hashlib

@@ -1,4 +1,4 @@
-"""`python -m app quality check|rebuild`, beside writers that go on."""
+"""`scorekeeper quality check|rebuild`, beside writers that go on."""
 
 import asyncio
 import io
@@ -142,7 +142,7 @@ async def test_command_says_that_the_schema_is_behind(empty_database_url: str, c
 def test_days_of_the_command_line_are_dates() -> None:
     options = parse_arguments(["quality", "check", "--since", "2024-05-01"])
 
-    assert (options.action, options.since, options.until) == (check_ledger, date(2024, 5, 1), date.max)
+    assert (options.action, options.since, options.until) == ("check", date(2024, 5, 1), date.max)
 
 
 def test_every_state_and_metric_of_quality_is_documented() -> None:

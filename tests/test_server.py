@@ -1,4 +1,4 @@
-"""`python -m app serve`: what its protocol does with clients that are slow, large, many, or wrong."""
+"""`scorekeeper serve`: what its protocol does with clients that are slow, large, many, or wrong."""
 
 import asyncio
 import json

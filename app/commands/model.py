@@ -1,15 +1,17 @@
-"""`python -m app model`: see what the server sees in a file, and add what it needs to know."""
+"""`scorekeeper model`: see what the server sees in a file, and add what it needs to know."""
 
+import argparse
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from app.commands.arguments import Commands, at_least
 from app.errors import StartupError
 from app.serving.features import Value
 from app.serving.files import read_model_file, write_model_file
@@ -17,6 +19,36 @@ from app.serving.graph import list_optional_inputs, set_metadata
 from app.serving.metadata import KEYS
 from app.serving.model import Model
 from app.serving.signature import decision_rule
+
+
+def add_parser(commands: Commands) -> argparse.ArgumentParser:
+    """Add the command to the command line."""
+    parser = commands.add_parser("model", help="look at a model file, or add what the server needs to know")
+    actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
+    inspect = actions.add_parser("inspect", help="show what the server sees in it, with a request to try")
+    inspect.add_argument("file", type=Path, metavar="FILE", help="an ONNX file")
+    pack = actions.add_parser("pack", help="write it with more metadata, if the server can load the result")
+    pack.add_argument("file", type=Path, metavar="FILE", help="an ONNX file")
+    pack.add_argument("--output", type=Path, required=True, metavar="FILE", help="the file to write; may be the same")
+    pack.add_argument("--feature-names", metavar="A,B,...", help="in the order of the inputs; or a JSON array")
+    pack.add_argument("--classes", metavar="A,B,...", help="in the order of the probabilities; or a JSON array")
+    pack.add_argument("--positive-class", metavar="CLASS", help="of two, the one whose probability is the score")
+    pack.add_argument(
+        "--decision-threshold", type=at_least(0, float, at_most=1), help="the score from which it is predicted"
+    )
+    pack.add_argument("--missing-values", choices=["allowed", "refused"], help="whether null is NaN, or refused")
+    pack.add_argument("--output-kind", choices=["probabilities", "logits"], help="what the graph answers")
+    pack.add_argument("--example", metavar="JSON", help="a row that the model takes, as array or object")
+    pack.add_argument("--training-f1", type=at_least(0, float, at_most=1), help="F1 on held-out rows")
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Inspect or pack."""
+    if options.action == "inspect":
+        return inspect_model(options.file)
+    values = {field.name: getattr(options, field.name) for field in fields(Packing)}
+    return pack_model(options.file, options.output, Packing(**values))
 
 
 @dataclass(frozen=True, slots=True)

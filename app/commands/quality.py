@@ -1,5 +1,7 @@
-"""`python -m app quality`: make the ledger anew from the rows of the log, or compare it with them."""
+"""`scorekeeper quality`: make the ledger anew from the rows of the log, or compare it with them."""
 
+import argparse
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime
@@ -8,12 +10,14 @@ import asyncpg
 from rich.console import Console
 from rich.progress import track
 
+from app.commands.arguments import Commands
 from app.database.migrate import read_schema_state
-from app.database.pool import check_server, open_pool
+from app.database.pool import check_server, open_database_url, open_pool
 from app.database.queries import Connection
 from app.errors import ScorekeeperError
 from app.quality.ledger import find_differences, rebuild_day
 from app.quality.ledger_queries import list_stored_days
+from app.settings import Settings
 
 DAY_SECONDS = 3600.0
 """For each statement about one day; ten million rows take about a minute."""
@@ -24,6 +28,31 @@ SHOWN_DIFFERENCES = 50
 
 class QualityCommandError(ScorekeeperError):
     """The command cannot do what was asked; the message says why."""
+
+
+def add_parser(commands: Commands) -> argparse.ArgumentParser:
+    """Add the command to the command line."""
+    parser = commands.add_parser("quality", help="compare the quality ledger with the log, or make it anew")
+    actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
+    for name, description in (
+        ("check", "Compare the ledger with the rows of the log; 1: they differ."),
+        ("rebuild", "Make the ledger anew from the rows of the log, while servers go on."),
+    ):
+        action = actions.add_parser(name, help=description, description=description)
+        action.add_argument("--since", type=date.fromisoformat, default=date.min, help="first day, UTC (default: all)")
+        action.add_argument("--until", type=date.fromisoformat, default=date.max, help="last day, UTC (default: all)")
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check or rebuild."""
+    return asyncio.run(_run_action(options, Settings.from_env()))
+
+
+async def _run_action(options: argparse.Namespace, settings: Settings) -> int:
+    async with open_database_url(settings.database_url, settings.data_dir) as url:
+        act = check_ledger if options.action == "check" else rebuild_ledger
+        return await act(url, options.since, options.until)
 
 
 async def rebuild_ledger(url: str, since: date, until: date, console: Console | None = None) -> int:

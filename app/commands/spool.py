@@ -1,5 +1,6 @@
-"""`python -m app spool`: look at a spool, check it, or bring what it holds to PostgreSQL without a server."""
+"""`scorekeeper spool`: look at a spool, check it, or bring what it holds to PostgreSQL without a server."""
 
+import argparse
 import asyncio
 import fcntl
 import os
@@ -12,10 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from rich.table import Table
 
+from app.commands.arguments import Commands
 from app.database.pool import check_server, open_pool
 from app.errors import ScorekeeperError
 from app.prediction_log.inserter import Inserter
 from app.prediction_log.shipper import Shipper
+from app.settings import Settings
 from app.spool.journal import Journal
 from app.spool.reader import SpoolReader, find_segments, is_unfinished
 from app.spool.segment import HEADER_BYTES, Damage, Segment, decode_header, read_frames
@@ -30,6 +33,30 @@ FIND_TRIES = 10
 
 class SpoolCommandError(ScorekeeperError):
     """The command cannot do what was asked; the message says why."""
+
+
+def add_parser(commands: Commands) -> argparse.ArgumentParser:
+    """Add the command to the command line."""
+    parser = commands.add_parser("spool", help="look at a spool, or bring it to PostgreSQL without a server")
+    actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
+    for name, description in (
+        ("status", "Show what a spool holds, also of a server that runs."),
+        ("verify", "Read every frame of a spool and show damage, also of a server that runs; 1: damage."),
+        ("drain", "Store what a spool holds at DATABASE_URL, and remove it; 0: nothing is left."),
+    ):
+        action = actions.add_parser(name, help=description, description=description)
+        action.add_argument("--data-dir", type=Path, help="the directory that holds spool/ (default: DATA_DIR)")
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Show, verify or drain."""
+    directory = (options.data_dir or Settings.from_env().data_dir) / "spool"
+    if options.action == "status":
+        return show_spool(directory)
+    if options.action == "verify":
+        return verify_spool(directory)
+    return asyncio.run(drain_spool(directory, Settings.from_env().database_url))
 
 
 def show_spool(directory: Path, console: Console | None = None) -> int:

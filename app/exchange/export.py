@@ -1,4 +1,4 @@
-"""`python -m app export`: labelled rows of a period as a CSV or Parquet file, streamed from PostgreSQL."""
+"""`scorekeeper export`: labelled rows of a period as a CSV or Parquet file, streamed from PostgreSQL."""
 
 import csv
 import os

@@ -1,4 +1,4 @@
-"""`python -m app labels import`: send a file of labels to a running server; may be interrupted and begun again."""
+"""`scorekeeper labels import`: send a file of labels to a running server; may be interrupted and begun again."""
 
 import asyncio
 import itertools

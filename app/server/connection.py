@@ -1,4 +1,4 @@
-"""One connection of `python -m app serve`: deadlines and limits for what comes before the application sees it."""
+"""One connection of `scorekeeper serve`: deadlines and limits for what comes before the application sees it."""
 
 import asyncio
 import enum

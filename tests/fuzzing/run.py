@@ -80,7 +80,7 @@ async def fuzz(database_url: str, directory: Path, seed: int, first: int, count:
 
 
 def make_server(database_url: str, directory: Path) -> Server:
-    """Make `python -m app serve` with short limits and two models."""
+    """Make `scorekeeper serve` with short limits and two models."""
     models = directory / "models"
     write_model(models, (ROOT / "demo" / "models" / "car-loan" / "1" / "model.onnx").read_bytes(), "car-loan", "1")
     write_model(models, make_mixture().content, "mixture", "1")
