@@ -17,7 +17,7 @@ SECONDS = 420
 """For whatever installs packages."""
 
 
-async def test_make_run_answers_the_seed_and_replay_agrees(open_path: Path) -> None:
+async def test_make_run_answers_the_readmes_requests_and_replay_agrees(open_path: Path) -> None:
     clone = open_path / "scorekeeper"
     run("git", "clone", "--quiet", str(ROOT), str(clone), cwd=open_path)
     port = find_free_port()
