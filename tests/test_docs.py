@@ -30,6 +30,13 @@ def list_anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_index_names_every_page() -> None:
+    index = (ROOT / "docs/README.md").read_text()
+
+    pages = {path.name for path in ROOT.glob("docs/*.md")} - {"README.md"}
+    assert {page for page in pages if f"]({page})" not in index} == set()
+
+
 def test_tree_of_the_architecture_is_the_real_one() -> None:
     named = list_tree((ROOT / "docs/architecture.md").read_text())
     paths = [path.relative_to(ROOT) for path in (ROOT / "app").rglob("*.*") if "__pycache__" not in path.parts]
