@@ -4,12 +4,12 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=igno
 RUN python -m venv /venv
 ENV PATH=/venv/bin:$PATH
 WORKDIR /source
-# The dependencies are a layer of their own, made again only when pyproject.toml changes.
-COPY pyproject.toml ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-    > /requirements.txt && pip install --quiet --requirement /requirements.txt
+# The locked versions, checked by their hashes, are a layer of their own, made again only when the lock changes. The package
+# is then built and installed from these files alone: what the server does not need at run time stays out of the image.
+COPY requirements.lock ./
+RUN pip download --quiet --require-hashes --dest /wheels --requirement requirements.lock
 COPY . ./
-RUN pip wheel --quiet --no-deps --wheel-dir /wheels . && pip install --quiet --no-deps /wheels/*.whl \
+RUN pip install --quiet --no-index --find-links /wheels . \
     && ln -s "$(python -I -c 'from app.settings import BUNDLED_DIR; print(BUNDLED_DIR)')" /venv/bundled \
     && pip uninstall --quiet --yes pip setuptools && find /venv -type d -name tests -prune -exec rm -r {} +
 

@@ -5,13 +5,14 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 ROWS ?= 2000
 BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 # Debian's PostgreSQL 15, the oldest supported version, for test-system, which also needs what .ci/run installs.
 POSTGRES_15 ?= /usr/lib/postgresql/15/bin
 # The tests in two processes, each with a PostgreSQL of its own, in one where there is one core. Two on more cores too:
 # some tests measure time, and that they hold beside one other is what is tried. `make test WORKERS=`: in one process.
 WORKERS ?= --numprocesses logical --maxprocesses 2 --dist worksteal
 
-.PHONY: run demo replay test test-system compose-test faults check format dashboards
+.PHONY: run demo replay test test-system compose-test faults check format dashboards lock
 
 run: $(VENV)/run-installed
 	exec $(BIN)/python -m app serve --host $(HOST) --port $(PORT)
@@ -56,14 +57,32 @@ format: $(VENV)/test-installed
 dashboards: $(VENV)/test-installed
 	$(BIN)/python -m grafana.build
 
+# Both lock files, from pyproject.toml, with the newest versions that it allows; `make lock UPGRADE=` keeps what still fits.
+# Then, without a download: is there a wheel of everything for each supported Python?
+UPGRADE ?= --upgrade
+COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --no-config --universal --fork-strategy fewest --python-version 3.11 \
+	--generate-hashes --custom-compile-command 'make lock' --group build $(UPGRADE) pyproject.toml
+
+lock:
+	$(PYTHON) -m venv $(VENV)/lock
+	$(VENV)/lock/bin/python -m pip --quiet --disable-pip-version-check install 'uv==0.13.9'
+	$(COMPILE) --extra embedded --output-file requirements.lock
+	$(COMPILE) --extra test --constraint requirements.lock --output-file requirements-test.lock
+	for version in 3.11 3.12 3.13; do for lock in requirements.lock requirements-test.lock; do \
+		$(VENV)/lock/bin/uv pip install --quiet --no-config --dry-run --target $(VENV)/lock/none --python-version $$version \
+			--require-hashes --only-binary :all: --requirement $$lock || exit 1; done; done
+
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/run-installed: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded]'
+# The versions in the lock files, checked by their hashes; then this package, built with the locked hatchling.
+$(VENV)/run-installed: pyproject.toml requirements.lock | $(VENV)/bin/python
+	$(PIP) install --require-hashes --requirement requirements.lock
+	$(PIP) install --no-deps --no-build-isolation --editable .
 	touch $@
 
-$(VENV)/test-installed: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+$(VENV)/test-installed: pyproject.toml requirements-test.lock | $(VENV)/bin/python
+	$(PIP) install --require-hashes --requirement requirements-test.lock
+	$(PIP) install --no-deps --no-build-isolation --editable .
 	touch $@ $(VENV)/run-installed

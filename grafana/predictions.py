@@ -1,4 +1,4 @@
-"""The dashboard "ML Predictions Dashboard": the seed's five panels, then quality, the log, HTTP and the latest rows."""
+"""The dashboard "ML Predictions Dashboard": five panels of overview, quality, the log, HTTP and the latest rows."""
 
 from grafana_foundation_sdk.builders import dashboard as builders
 from grafana_foundation_sdk.builders import timeseries
@@ -22,8 +22,8 @@ from grafana.panels import (
 SECONDS_ON_THE_RIGHT = style(unit="s", custom_axisPlacement="right", custom_lineStyle={"fill": "dash", "dash": [6, 4]})
 
 
-def list_seed_panels() -> Panels:
-    """List the five panels that the seed promises, in its order."""
+def list_overview_panels() -> Panels:
+    """List the five panels at the top."""
     return [
         make_stat(
             "Model F1 Score",
@@ -296,7 +296,7 @@ ROWS = {
 
 def add_panels(dashboard: builders.Dashboard) -> builders.Dashboard:
     """Put every panel on the dashboard."""
-    for panel in list_seed_panels():
+    for panel in list_overview_panels():
         dashboard.with_panel(panel)
     for title, list_panels in ROWS.items():
         dashboard.with_row(builders.Row(title))

@@ -191,6 +191,7 @@ def test_build_context_has_all_that_the_wheel_is_made_of() -> None:
     wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
     needed = {*wheel["packages"], *wheel["force-include"], PROJECT["project"]["readme"], "pyproject.toml"}
     needed |= set(PROJECT["project"]["license-files"])
+    needed |= set(re.findall(r"^COPY ([\w.-]+) \./$", DOCKERFILE, re.MULTILINE)) - {"."}
 
     assert {path.partition("/")[0] for path in needed} == allowed
 

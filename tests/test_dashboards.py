@@ -71,7 +71,7 @@ def explain(schema: dict[str, Any], value: object) -> Iterator[str]:
             yield message
 
 
-def test_first_five_panels_are_the_seeds() -> None:
+def test_first_five_panels_are_the_overview() -> None:
     dashboard = read_dashboard(PREDICTIONS)
 
     assert dashboard["title"] == "ML Predictions Dashboard"
@@ -144,13 +144,13 @@ def test_data_sources_are_provisioned_under_the_uids_that_panels_name() -> None:
     assert {source["url"] for source in sources} == {"http://prometheus:9090", "http://alertmanager:9093", "db:5432"}
 
 
-def test_dashboards_are_provisioned_into_the_folder_of_the_seed() -> None:
+def test_dashboards_are_provisioned_into_the_folder_mlops() -> None:
     (provider,) = yaml.safe_load((PROVISIONING / "dashboards" / "dashboards.yml").read_text())["providers"]
 
     assert provider["folder"] == "MLOps"
 
 
-def test_prometheus_scrapes_the_services_of_the_stack_as_often_as_the_seed_says() -> None:
+def test_prometheus_scrapes_the_services_of_the_stack_every_15_seconds() -> None:
     configuration = yaml.safe_load((ROOT / "prometheus.yml").read_text())
 
     targets = {job["job_name"]: job["static_configs"][0]["targets"] for job in configuration["scrape_configs"]}

@@ -128,13 +128,13 @@ async def test_head_is_answered_without_a_body_when_asked_of_health(client: http
     assert answer.status_code == 200
 
 
-SEED_METRICS = {
+FIRST_METRICS = {
     "model_f1_score": "gauge",
     "prediction_score_distribution": "histogram",
     "predictions": "counter",
     "http_requests": "counter",
 }
-"""The contract's first four, without the suffix of counters."""
+"""The four whose names never change, without the suffix of counters."""
 
 
 async def test_metrics_are_text_when_no_format_is_asked_for(client: httpx2.AsyncClient) -> None:
@@ -145,7 +145,7 @@ async def test_metrics_are_text_when_no_format_is_asked_for(client: httpx2.Async
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=")
     families = {family.name: family for family in text_string_to_metric_families(answer.text)}
-    assert {name: families[name].type for name in SEED_METRICS} == SEED_METRICS
+    assert {name: families[name].type for name in FIRST_METRICS} == FIRST_METRICS
     assert "predictions_total{" in answer.text
     assert "http_requests_total{" in answer.text
 
@@ -159,7 +159,7 @@ async def test_metrics_are_openmetrics_when_accepted(client: httpx2.AsyncClient)
     assert answer.text.endswith("# EOF\n")
     parsed = parse_openmetrics(answer.text)  # type: ignore[no-untyped-call]  # prometheus-client types only the other one
     families = {family.name: family.type for family in parsed}
-    assert {name: families[name] for name in SEED_METRICS} == SEED_METRICS
+    assert {name: families[name] for name in FIRST_METRICS} == FIRST_METRICS
 
 
 async def test_metrics_tell_the_models_file_when_loaded(client: httpx2.AsyncClient) -> None:

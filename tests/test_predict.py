@@ -28,7 +28,7 @@ DEMO_MODEL = ROOT / "demo" / "models" / "car-loan" / "1" / "model.onnx"
 MEMBERS = {"prediction_id", "prediction", "score", "probabilities", "model", "model_version"}
 
 OTHER_ROW = (39811.0, 0.63295025, 19.0, 0.2126533, 40.0)
-"""The first row of the recorded reference data, which the seed row does not resemble."""
+"""The first row of the recorded reference data, which the example's row does not resemble."""
 
 
 def score_by_hand(rows: npt.ArrayLike) -> npt.NDArray[np.float32]:
@@ -65,7 +65,7 @@ async def test_predict_answers_the_contracts_members_when_asked_for_one_row(clie
     assert (body["model"], body["model_version"]) == ("car-loan", "1")
 
 
-@pytest.mark.parametrize("row", [FEATURES, OTHER_ROW], ids=["seed", "reference"])
+@pytest.mark.parametrize("row", [FEATURES, OTHER_ROW], ids=["example", "reference"])
 async def test_predict_equals_onnxruntime_exactly_when_read_as_float32(
     client: httpx2.AsyncClient, row: tuple[float, ...]
 ) -> None:

@@ -53,7 +53,7 @@ async def test_answers_are_scikit_learns(
 
 
 def find_score(answer: Mapping[str, Any], classes: Classes) -> float:
-    """Return the score that the contract defines, from the answer's probabilities."""
+    """Return the score that belongs to the answer's probabilities: the positive class's, or the predicted one's."""
     name = classes[-1] if len(classes) == 2 else answer["prediction"]
     score: float = answer["probabilities"][str(name)]
     return score

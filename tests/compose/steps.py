@@ -8,7 +8,7 @@ from uuid import UUID
 import asyncpg
 import httpx2
 
-from tests.compose.stack import Stack, run
+from tests.compose.stack import CONFIGURATION, Stack, run
 from tests.support.load import Answers, find_lost, load
 from tests.support.processes import wait_until
 
@@ -23,8 +23,9 @@ UNDER_LOAD_SECONDS = 2.0
 async def build_image(stack: Stack) -> str:
     """The image is built,"""
     stack.compose("build", "app")
-    megabytes = int(run("docker", "image", "inspect", "--format", "{{.Size}}", "scorekeeper:0.1.0")) / 1e6
-    layers = run("docker", "history", "--human=false", "--format", "{{.Size}} {{.CreatedBy}}", "scorekeeper:0.1.0")
+    image = CONFIGURATION["services"]["app"]["image"]
+    megabytes = int(run("docker", "image", "inspect", "--format", "{{.Size}}", image)) / 1e6
+    layers = run("docker", "history", "--human=false", "--format", "{{.Size}} {{.CreatedBy}}", image)
     ours = sum(int(line.split()[0]) for line in layers.splitlines() if "COPY" in line or "useradd" in line) / 1e6
     return f"{megabytes:.0f} MB, {ours:.0f} MB of it over its base"
 

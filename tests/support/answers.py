@@ -12,7 +12,7 @@ NAMES = ("car_value", "debt_to_income_ratio", "loan_length", "driver_tenure", "s
 """The demo model's features, in its order."""
 
 FEATURES = (1.5, 2.3, 3.1, 4.2, 5.0)
-"""The row of the contract's example."""
+"""The row of the README's example."""
 
 BY_NAME = dict(zip(NAMES, FEATURES, strict=True))
 

