@@ -13,7 +13,7 @@ from app.api.predict_rows import read_features
 from app.api.reply import AsgiChannel, Channel, Headers, Reply
 from app.errors import Fault, invalid
 from app.prediction_log.record import TEXT_LIMIT, is_storable
-from app.serving.repository import Served
+from app.serving.repository import ServedModel
 from app.state import State, get_state
 from app.web.body import LARGE_BODY_BYTES, Row, check_headers, check_repeated_names, decode_body, read_body
 from app.web.requests import take_request_id
@@ -67,7 +67,7 @@ def submit_rows(body: bytes, state: State, reply: Reply) -> None:
     served.batcher.submit(job)  # -> answer.answer_batch -> log -> answer.deliver -> reply
 
 
-def read_job(body: bytes, state: State, reply: Reply) -> tuple[Served, PredictJob]:
+def read_job(body: bytes, state: State, reply: Reply) -> tuple[ServedModel, PredictJob]:
     """Decode and check the body: which model it asks for, and its rows in that model's order. Raises 400, 404, 422."""
     asked = decode_predict(body)
     rows = list_rows(asked, state.max_batch_rows)
