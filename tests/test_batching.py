@@ -14,8 +14,8 @@ from prometheus_client import REGISTRY
 from app.errors import UnavailableError
 from app.serving.batching import (
     INLINE_SECONDS,
-    MAX_BATCH_ROWS,
     MAX_BATCH_SECONDS,
+    MAX_JOINED_ROWS,
     MAX_WAITING_ROWS,
     MAX_WAITING_SECONDS,
     OverloadedError,
@@ -131,9 +131,9 @@ async def test_runs_stay_short_when_many_rows_wait(executor: ThreadPoolExecutor)
     model = WatchedModel(build_echo(2), INLINE)
     batcher = ScoringBatcher(model, executor)
 
-    await asyncio.gather(*(batcher.score(make_rows(size)) for size in [3000, 1096, 1, MAX_BATCH_ROWS + 1, 5]))
+    await asyncio.gather(*(batcher.score(make_rows(size)) for size in [3000, 1096, 1, MAX_JOINED_ROWS + 1, 5]))
 
-    assert model.runs == [MAX_BATCH_ROWS, 1, MAX_BATCH_ROWS + 1, 5]
+    assert model.runs == [MAX_JOINED_ROWS, 1, MAX_JOINED_ROWS + 1, 5]
 
 
 async def test_others_are_answered_when_a_waiter_is_cancelled_before_the_run(executor: ThreadPoolExecutor) -> None:

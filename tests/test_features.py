@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 
 from app.api.predict_rows import read_features
 from app.errors import InvalidRequestError
-from app.serving.features import ELEMENT_TYPES, TEXT_LIMIT, Feature, Value, make_arrays
+from app.serving.features import ELEMENT_TYPES, FEATURE_TEXT_LIMIT, Feature, Value, make_arrays
 from app.serving.model import Model
 from app.serving.probabilities import compute_softmax
 from app.web.body import Row
@@ -56,8 +56,8 @@ VALUES: dict[str, tuple[str, object, str | None]] = {
     "int32: too large": ("tensor(int32)", 2**31, "out_of_range"),
     "text": ("tensor(string)", "größe \U0001f600", None),
     "text: empty": ("tensor(string)", "", None),
-    "text: longest": ("tensor(string)", "a" * TEXT_LIMIT, None),
-    "text: too long": ("tensor(string)", "a" * (TEXT_LIMIT + 1), "out_of_range"),
+    "text: longest": ("tensor(string)", "a" * FEATURE_TEXT_LIMIT, None),
+    "text: too long": ("tensor(string)", "a" * (FEATURE_TEXT_LIMIT + 1), "out_of_range"),
     "text: NUL": ("tensor(string)", "a\0", "not_storable"),
     "text: number": ("tensor(string)", 1, "wrong_type"),
     "text: boolean": ("tensor(string)", True, "wrong_type"),

@@ -17,7 +17,7 @@ from rich.console import Console
 from app.commands.model import Packing, inspect_model, pack_model
 from app.commands.parser import run
 from app.errors import StartupError
-from app.serving.metadata import KEYS
+from app.serving.metadata import METADATA_KEYS
 from app.serving.model import Model
 from tests.conftest import OpenClient
 from tests.support.family_models import FAMILIES, LOGITS, MADE, make_mixture, make_network, make_pipeline
@@ -118,7 +118,7 @@ def test_pack_writes_what_the_server_reads(tmp_path: Path, console: Console) -> 
     model = Model("network", "2", output.read_bytes())
     signature = model.signature
     assert status == 0
-    assert set(packing.spell()) == KEYS
+    assert set(packing.spell()) == METADATA_KEYS
     assert signature.feature_names == ("age", "income", "city", "größe")
     assert (signature.classes, signature.positive_class) == (("stays", "leaves"), "stays")
     assert (signature.decision_threshold, signature.training_f1) == (0.4, 0.875)
@@ -207,7 +207,7 @@ def test_inspect_ends_in_one_line_when_the_file_is_refused(tmp_path: Path) -> No
 def test_every_key_of_the_metadata_is_documented() -> None:
     lines = (ROOT / "docs" / "models.md").read_text().splitlines()
 
-    assert {line.split("`")[1] for line in lines if line.startswith("| `") and line.count("|") == 4} >= KEYS
+    assert {line.split("`")[1] for line in lines if line.startswith("| `") and line.count("|") == 4} >= METADATA_KEYS
 
 
 def test_every_refusal_in_the_documentation_is_one_of_the_code() -> None:

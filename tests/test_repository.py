@@ -10,7 +10,7 @@ import pytest
 from app.errors import StartupError
 from app.serving.batching import open_executor
 from app.serving.loading import load_models
-from app.serving.repository import ModelRepository, Served, UnknownModelError
+from app.serving.repository import ModelRepository, ServedModel, UnknownModelError
 from tests.support.batchers import make_score_batcher
 from tests.support.onnx_models import build_echo, write_model
 
@@ -28,7 +28,7 @@ async def open_repository(directory: Path, default_model: str | None, **pins: st
     repository = ModelRepository(loaded.default_model, pins)
     async with open_executor() as executor:
         for model in random.Random(1).sample(loaded.models, len(loaded.models)):
-            repository.publish(Served(model, make_score_batcher(model, executor)))
+            repository.publish(ServedModel(model, make_score_batcher(model, executor)))
         yield repository
 
 

@@ -4,7 +4,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.serving.repository import Served, VersionRecord
+from app.serving.repository import ServedModel, VersionRecord
 from app.serving.signature import decision_rule
 from app.state import State, get_state
 
@@ -33,7 +33,7 @@ async def get_model(request: Request) -> Response:
     return Response(msgspec.json.encode(answer), media_type="application/json")
 
 
-def render_served(served: Served, state: State) -> dict[str, object]:
+def render_served(served: ServedModel, state: State) -> dict[str, object]:
     """Return what the server knows of a served version as JSON."""
     model, signature = served.model, served.model.signature
     record = state.repository.find_record(model.name, model.version)

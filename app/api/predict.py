@@ -13,7 +13,7 @@ from app.api.predict_batch import Answer, PredictJob, answer_error
 from app.api.predict_rows import read_features
 from app.errors import Fault, invalid
 from app.prediction_log.record import TEXT_LIMIT, is_storable
-from app.serving.repository import Served
+from app.serving.repository import ServedModel
 from app.state import State, get_state
 from app.web.body import LARGE_BODY_BYTES, Row, check_headers, check_repeated_names, decode_body, read_body
 from app.web.requests import Headers, get_request_id
@@ -59,7 +59,7 @@ async def _predict_large(headers: Headers, body: bytes, state: State, request_id
 
 def read_job(
     headers: Headers, body: bytes, state: State, request_id: str, answer: "asyncio.Future[Answer]"
-) -> tuple[Served, PredictJob]:
+) -> tuple[ServedModel, PredictJob]:
     """Decode and check a request: which model it asks for, and its rows in that model's order. Raises 4xx."""
     check_headers(headers, state.max_body_bytes)
     asked = decode_predict(body)

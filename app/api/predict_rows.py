@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from app.errors import Fault, InvalidRequestError, invalid
-from app.serving.features import NUMBERS, Feature, Value
+from app.serving.features import NUMBER_TYPES, Feature, Value
 from app.serving.signature import Signature
 from app.web.body import Row, escape_step
 
@@ -30,7 +30,7 @@ def read_features(rows: Sequence[Row], signature: Signature, pointers: Pointers)
 
 def _are_allowed(values: list[Value], signature: Signature) -> bool:
     limit = signature.number_limit
-    if limit is not None and NUMBERS.issuperset(map(type, values)):
+    if limit is not None and NUMBER_TYPES.issuperset(map(type, values)):
         return min(values) >= -limit and max(values) <= limit  # type: ignore[type-var, operator]
     return all(feature.find_fault(value) is None for feature, value in zip(signature.features, values, strict=True))
 

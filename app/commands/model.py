@@ -17,7 +17,7 @@ from app.files import write_file
 from app.serving.features import Value
 from app.serving.graph import list_optional_inputs, set_metadata
 from app.serving.loading import read_model_file
-from app.serving.metadata import KEYS
+from app.serving.metadata import METADATA_KEYS
 from app.serving.model import Model
 from app.serving.signature import decision_rule
 
@@ -141,8 +141,8 @@ def _show(file: Path, model: Model, content: bytes, console: Console) -> None:
         "missing values": "allowed" if signature.missing_allowed else "refused",
         "rows in one run": "one" if signature.takes_one_row else "any number",
         "inputs with a value of their own": ", ".join(list_optional_inputs(content)) or "none",
-        "metadata": ", ".join(sorted(set(model.metadata) & KEYS)) or "none",
-        "other metadata": ", ".join(sorted(set(model.metadata) - KEYS)) or "none",
+        "metadata": ", ".join(sorted(set(model.metadata) & METADATA_KEYS)) or "none",
+        "other metadata": ", ".join(sorted(set(model.metadata) - METADATA_KEYS)) or "none",
     }
     _print_table(console, str(file), facts)
     features = {

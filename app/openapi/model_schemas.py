@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from app.api.predict import PredictBody
-from app.serving.features import TEXT_LIMIT as FEATURE_TEXT_LIMIT
-from app.serving.features import FeatureKind, Value
+from app.serving.features import FEATURE_TEXT_LIMIT, FeatureKind, Value
 from app.serving.model import Model
 from app.serving.repository import ModelRepository
 from app.serving.signature import Signature

@@ -18,7 +18,7 @@ MAX_WAITING_ROWS = 50_000
 MAX_WAITING_SECONDS = 1.0
 """Work that may wait; beyond, requests are refused at once rather than answered when their client has given up."""
 
-MAX_BATCH_ROWS = 4_096
+MAX_JOINED_ROWS = 4_096
 """Requests join a batch up to this many rows; one larger request goes alone."""
 
 MAX_BATCH_SECONDS = 0.1
@@ -155,7 +155,7 @@ class Batcher(Generic[J, R]):
 
 def find_batch_rows(predict_seconds: Callable[[int], float]) -> int:
     """Return how many rows are joined into one batch."""
-    rows = MAX_BATCH_ROWS
+    rows = MAX_JOINED_ROWS
     while rows > 1 and predict_seconds(rows) - predict_seconds(1) > MAX_BATCH_SECONDS:
         rows //= 2
     return rows

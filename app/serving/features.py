@@ -8,15 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import StartupError
-from app.serving.graph import Classes
-from app.serving.metadata import Metadata, read_json, read_names
+from app.serving.graph import Names
+from app.serving.metadata import Metadata, read_entry, read_names
 
 Value = bool | int | float | str | None
 """What a feature may be in a request and in the log; None is a missing number."""
 
 FeatureKind = Literal["number", "integer", "text", "boolean"]
 
-TEXT_LIMIT = 10_000
+FEATURE_TEXT_LIMIT = 10_000
 """Characters of a text feature: a row of the log stays small."""
 
 
@@ -32,16 +32,16 @@ class ElementType:
     high: float = 0
 
 
-NUMBERS = frozenset({int, float})
+NUMBER_TYPES = frozenset({int, float})
 """Types of JSON's numbers, 3.0 among the integers; that of booleans is another, although Python can compare them."""
 
 
 def _floats(datatype: str, dtype: type[np.floating[Any]]) -> ElementType:
-    return ElementType("number", datatype, dtype, NUMBERS, float(np.finfo(dtype).min), float(np.finfo(dtype).max))
+    return ElementType("number", datatype, dtype, NUMBER_TYPES, float(np.finfo(dtype).min), float(np.finfo(dtype).max))
 
 
 def _integers(datatype: str, dtype: type[np.signedinteger[Any]]) -> ElementType:
-    return ElementType("integer", datatype, dtype, NUMBERS, int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+    return ElementType("integer", datatype, dtype, NUMBER_TYPES, int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
 
 
 ELEMENT_TYPES = {
@@ -97,7 +97,7 @@ class Feature:
 def _find_text_fault(value: str) -> tuple[str, str] | None:
     if "\x00" in value:
         return "not_storable", "text with a NUL character"
-    return ("out_of_range", f"more than {TEXT_LIMIT} characters") if len(value) > TEXT_LIMIT else None
+    return ("out_of_range", f"more than {FEATURE_TEXT_LIMIT} characters") if len(value) > FEATURE_TEXT_LIMIT else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,11 +195,11 @@ FILLERS: tuple[dict[FeatureKind, Value], ...] = (
 )
 
 
-def read_examples(metadata: Metadata, features: Sequence[Feature], categories: Sequence[Classes]) -> list[list[Value]]:
+def read_examples(metadata: Metadata, features: Sequence[Feature], categories: Sequence[Names]) -> list[list[Value]]:
     """Return rows that the model may take: the metadata's, else made-up ones with categories that the graph knows."""
     if "example" not in metadata:
         return [_make_example(features, fillers, categories) for fillers in FILLERS]
-    example = read_json(metadata, "example")
+    example = read_entry(metadata, "example")
     row = [example.get(feature.name) for feature in features] if isinstance(example, dict) else example
     if not isinstance(row, list) or len(row) != len(features):
         raise StartupError(f'metadata "example" is not a JSON array of {len(features)} values, or an object by name')
@@ -210,7 +210,7 @@ def read_examples(metadata: Metadata, features: Sequence[Feature], categories: S
 
 
 def _make_example(
-    features: Sequence[Feature], fillers: dict[FeatureKind, Value], categories: Sequence[Classes]
+    features: Sequence[Feature], fillers: dict[FeatureKind, Value], categories: Sequence[Names]
 ) -> list[Value]:
     """Fill a row; an encoder's first category goes to the next feature of its type, since it may refuse any other."""
     row = [fillers[feature.kind] for feature in features]

@@ -5,7 +5,8 @@ carry the `onnx` package and its compiler-generated classes (40 MiB of memory, 0
 Field numbers: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from app.serving.protobuf import encode_field, read_fields, read_integers, read_messages, read_texts
 
@@ -28,11 +29,26 @@ CLASS_ATTRIBUTES = frozenset(
 )
 """Where ai.onnx.ml's TreeEnsembleClassifier, LinearClassifier, SVMClassifier and ZipMap keep their classes."""
 
+Names = tuple[int, ...] | tuple[str, ...]
+"""Classes, or categories of a feature: all integers or all texts."""
 
-Classes = tuple[int, ...] | tuple[str, ...]
+
+@dataclass(frozen=True, slots=True)
+class GraphFacts:
+    """What is read from the file beside its inputs, outputs and metadata. `makers`: the operator of each output."""
+
+    classes: Names | None
+    categories: Sequence[Names]
+    makers: Mapping[str, str | None]
 
 
-def read_classes(model: bytes) -> Classes | None:
+def read_facts(model: bytes, outputs: Iterable[str]) -> GraphFacts:
+    """Read all that there is to know of a model and its outputs. Raises ValueError when it is no protocol buffer."""
+    makers = {output: read_operator(model, output) for output in outputs}
+    return GraphFacts(read_classes(model), read_categories(model), makers)
+
+
+def read_classes(model: bytes) -> Names | None:
     """Return the classes, in the order of the probabilities, of the node that makes the answer; None if none tells.
 
     Classifiers inside an ensemble do not count: they may number its classes. Raises ValueError when `model` is no
@@ -49,7 +65,7 @@ def read_classes(model: bytes) -> Classes | None:
     return None
 
 
-def _follow(name: bytes, nodes: list[memoryview], graph: memoryview) -> Classes | None:
+def _follow(name: bytes, nodes: list[memoryview], graph: memoryview) -> Names | None:
     """Follow an output back to the node that makes it: a classifier's label, a ZipMap, or a choice from an array."""
     node = _find_maker(name, nodes)
     if node is None:
@@ -72,7 +88,7 @@ def _find_maker(name: bytes, nodes: list[memoryview]) -> memoryview | None:
     return None
 
 
-def _read_initializer(graph: memoryview, name: bytes) -> Classes | None:
+def _read_initializer(graph: memoryview, name: bytes) -> Names | None:
     for tensor in read_messages(graph, GRAPH_INITIALIZER):
         if name in read_texts(tensor, TENSOR_NAME):
             texts = tuple(text.decode() for text in read_texts(tensor, TENSOR_STRINGS))
@@ -80,15 +96,15 @@ def _read_initializer(graph: memoryview, name: bytes) -> Classes | None:
     return None
 
 
-def _read_class_attributes(node: memoryview) -> Classes | None:
+def _read_class_attributes(node: memoryview) -> Names | None:
     return _first(_read_attribute(attribute, CLASS_ATTRIBUTES) for attribute in read_messages(node, NODE_ATTRIBUTE))
 
 
-def _first(candidates: Iterable[Classes | None]) -> Classes | None:
+def _first(candidates: Iterable[Names | None]) -> Names | None:
     return next((classes for classes in candidates if classes), None)
 
 
-def _read_attribute(attribute: memoryview, wanted: frozenset[bytes]) -> Classes | None:
+def _read_attribute(attribute: memoryview, wanted: frozenset[bytes]) -> Names | None:
     name = next(read_messages(attribute, ATTRIBUTE_NAME), None)  # the first field: the others may be millions
     if name is None or bytes(name) not in wanted:
         return None
@@ -107,12 +123,12 @@ def read_operator(model: bytes, output: str) -> str | None:
 CATEGORIES = frozenset({b"cats_strings", b"cats_int64s"})
 
 
-def read_categories(model: bytes) -> list[Classes]:
+def read_categories(model: bytes) -> list[Names]:
     """Return the categories of each OneHotEncoder in the order of the nodes, which is mostly that of the columns."""
     return [categories for node in _list_nodes(model) if (categories := _read_categories(node))]
 
 
-def _read_categories(node: memoryview) -> Classes | None:
+def _read_categories(node: memoryview) -> Names | None:
     return _first(_read_attribute(attribute, CATEGORIES) for attribute in read_messages(node, NODE_ATTRIBUTE))
 
 

@@ -21,7 +21,7 @@ LAYOUT = "<name>/<version>/model.onnx"
 MAX_FILE_BYTES = 2 * 1024**3 - 1
 """What a protocol buffer, and so an ONNX file, can have."""
 
-Key = tuple[str, str]
+VersionKey = tuple[str, str]
 """Name and version."""
 
 
@@ -48,28 +48,28 @@ class Stamp(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedModels:
     """What the start found in MODEL_DIR: models in ascending order of versions, and why the others are not usable."""
 
     default_model: str
     is_default_asked: bool
     """DEFAULT_MODEL is set; else the default is the only model that there was."""
     models: list[Model]
-    stamps: dict[Key, Stamp]
-    refusals: dict[Key, str]
+    stamps: dict[VersionKey, Stamp]
+    refusals: dict[VersionKey, str]
 
 
-def load_models(directory: Path, default_model: str | None) -> Loaded:
+def load_models(directory: Path, default_model: str | None) -> LoadedModels:
     """Load every usable model; raise StartupError when the default model has no usable version."""
     stamps = find_files(directory)
     if not stamps:
         raise StartupError(f"MODEL_DIR is {str(directory)!r}, which has no {LAYOUT}")
     default = _choose_default(sorted({name for name, _ in stamps}), default_model)
     models: list[Model] = []
-    refusals: dict[Key, str] = {}
+    refusals: dict[VersionKey, str] = {}
     for name, version in stamps:
         try:
-            models.append(load_model(name, version, locate(directory, name, version)))
+            models.append(load_file(name, version, locate(directory, name, version)))
         except StartupError as error:
             refusals[name, version] = str(error)
     if not any(model.name == default for model in models):
@@ -78,7 +78,7 @@ def load_models(directory: Path, default_model: str | None) -> Loaded:
         raise StartupError(reasons[-1] + more)
     for reason in refusals.values():
         logger.error("not served: %s", reason)
-    return Loaded(default, default_model is not None, models, stamps, refusals)
+    return LoadedModels(default, default_model is not None, models, stamps, refusals)
 
 
 def _choose_default(names: list[str], asked: str | None) -> str:
@@ -90,14 +90,14 @@ def _choose_default(names: list[str], asked: str | None) -> str:
     return asked or names[0]
 
 
-def find_files(directory: Path) -> dict[Key, Stamp]:
+def find_files(directory: Path) -> dict[VersionKey, Stamp]:
     """Find the model files, by name, each name's versions in ascending order; what begins with a dot is passed over."""
-    stamps: dict[Key, Stamp] = {}
+    stamps: dict[VersionKey, Stamp] = {}
     for file in directory.glob("[!.]*/[!.]*/model.onnx"):
         stamp = read_stamp(file)
         if stamp is not None:
             stamps[file.parent.parent.name, file.parent.name] = stamp
-    return dict(sorted(stamps.items(), key=lambda item: (item[0][0], version_key(item[0][1]))))
+    return dict(sorted(stamps.items(), key=lambda item: (item[0][0], version_order(item[0][1]))))
 
 
 def locate(directory: Path, name: str, version: str) -> Path:
@@ -114,7 +114,7 @@ def read_stamp(file: Path) -> Stamp | None:
     return Stamp(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def load_model(name: str, version: str, path: Path) -> Model:
+def load_file(name: str, version: str, path: Path) -> Model:
     """Read the file once, load it and warm it up; raise StartupError that names it. Blocks, for a large one long."""
     if not NAME.fullmatch(name) or not NAME.fullmatch(version):
         raise StartupError(f"{str(path)!r}: names and versions are letters, digits, '.', '_', '-', up to 100")
@@ -142,11 +142,11 @@ def read_model_file(path: Path) -> bytes:
     return content
 
 
-def load_found(directory: Path, key: Key, stamp: Stamp) -> Model:
+def load_found(directory: Path, key: VersionKey, stamp: Stamp) -> Model:
     """Load a version's file as it was found; raise RefusedVersionError when it cannot be, or is another by now."""
     file = locate(directory, *key)
     try:
-        model = load_model(*key, file)
+        model = load_file(*key, file)
         changed = read_stamp(file) != stamp
     except (StartupError, OSError) as error:
         raise RefusedVersionError("model_not_loadable", shorten(str(error), directory, key)) from error
@@ -169,11 +169,11 @@ def check_bytes(directory: Path, model: Model) -> None:
         )
 
 
-def shorten(reason: str, directory: Path, key: Key) -> str:
+def shorten(reason: str, directory: Path, key: VersionKey) -> str:
     """Return a reason without the path of the version's file, for where the version is named anyway."""
     return reason.removeprefix(f"{locate(directory, *key)}: ")
 
 
-def version_key(version: str) -> list[tuple[bool, int, str]]:
+def version_order(version: str) -> list[tuple[bool, int, str]]:
     """Order versions, numbers as numbers: 9 before 10, 1.9 before 1.10."""
     return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"([0-9]+)", version)]

@@ -11,7 +11,7 @@ NAME_LIMIT = 200
 
 Metadata = Mapping[str, str]
 
-KEYS = frozenset(
+METADATA_KEYS = frozenset(
     {
         "feature_names",
         "classes",
@@ -26,7 +26,7 @@ KEYS = frozenset(
 """The entries that mean something here; docs/models.md says what."""
 
 
-def read_json(metadata: Metadata, key: str) -> object:
+def read_entry(metadata: Metadata, key: str) -> object:
     """Return the entry's JSON value."""
     try:
         value: object = json.loads(metadata[key])
@@ -37,7 +37,7 @@ def read_json(metadata: Metadata, key: str) -> object:
 
 def read_names(metadata: Metadata, key: str) -> tuple[int | str, ...]:
     """Return a JSON array of class or feature names, all integers or all texts."""
-    names = read_json(metadata, key)
+    names = read_entry(metadata, key)
     if not isinstance(names, list) or not all(is_name(name) for name in names):
         raise StartupError(f'metadata "{key}" is not a JSON array of integers or of texts up to {NAME_LIMIT}')
     if len({type(name) for name in names}) > 1:

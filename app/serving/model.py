@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from app import metrics
 from app.errors import StartupError
 from app.serving.features import Tensor, Value, make_arrays
-from app.serving.graph import read_categories, read_classes, read_operator
+from app.serving.graph import read_facts
 from app.serving.metadata import Metadata
 from app.serving.probabilities import Float32, read_probabilities
-from app.serving.signature import Graph, Signature, decision_rule, read_signature
+from app.serving.signature import Signature, decision_rule, read_signature
 
 logger = logging.getLogger(__name__)
 
@@ -191,8 +191,7 @@ def _read_signature(session: Any, content: bytes) -> tuple[Metadata, Signature]:
         inputs = [Tensor(node.name, node.type, tuple(node.shape)) for node in session.get_inputs()]
         outputs = [Tensor(node.name, node.type, tuple(node.shape)) for node in session.get_outputs()]
         metadata: Metadata = session.get_modelmeta().custom_metadata_map
-        makers = {output.name: read_operator(content, output.name) for output in outputs}
-        graph = Graph(read_classes(content), read_categories(content), makers)
+        graph = read_facts(content, [output.name for output in outputs])
     except ValueError as error:  # onnxruntime checks no text: UnicodeDecodeError
         raise StartupError(f"not a readable ONNX file: {error}") from error
     return metadata, read_signature(inputs, outputs, metadata, graph)

@@ -8,13 +8,13 @@ import msgspec
 from app.errors import StartupError
 from app.files import write_file
 
-DECODER = msgspec.json.Decoder(dict[str, str])
+PINS_DECODER = msgspec.json.Decoder(dict[str, str])
 
 
 def read_pins(file: Path) -> dict[str, str]:
     """Return {model: version}; raise StartupError when the file cannot be read, rather than serve what it forbids."""
     try:
-        return DECODER.decode(file.read_bytes())
+        return PINS_DECODER.decode(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, msgspec.DecodeError) as error:

@@ -11,7 +11,7 @@ from app import metrics
 from app.errors import ConflictError, Reason, StartupError, UnavailableError
 from app.serving.batching import Batcher
 from app.serving.loading import (
-    Loaded,
+    LoadedModels,
     RefusedVersionError,
     Stamp,
     TroubleCode,
@@ -24,7 +24,7 @@ from app.serving.loading import (
 )
 from app.serving.model import Model
 from app.serving.pins import write_pins
-from app.serving.repository import ModelRepository, Served, UnknownModelError, VersionRecord
+from app.serving.repository import ModelRepository, ServedModel, UnknownModelError, VersionRecord
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Reloader:
     @classmethod
     async def start(
         cls,
-        loaded: Loaded,
+        loaded: LoadedModels,
         directory: Path,
         repository: ModelRepository,
         make_batcher: Callable[[Model], Batcher[Any, Any]],
@@ -81,7 +81,7 @@ class Reloader:
             metrics.MODEL_LOAD_FAILURES.inc()
             logger.exception("MODEL_DIR could not be looked through")
 
-    async def load(self, name: str, version: str | None) -> Served:
+    async def load(self, name: str, version: str | None) -> ServedModel:
         """Serve this version, or the highest in MODEL_DIR, from its file as it is now; raise why it cannot be."""
         async with self._lock:
             found = await asyncio.to_thread(find_files, self._directory)
@@ -123,7 +123,7 @@ class Reloader:
                     record.trouble = None
             logger.info("model %s: pinned is %s", name, version)
 
-    async def _serve_loaded(self, loaded: Loaded) -> None:
+    async def _serve_loaded(self, loaded: LoadedModels) -> None:
         for key, stamp in loaded.stamps.items():
             record = self._repository.open_record(*key)
             record.file = record.file_tried = stamp
@@ -168,7 +168,7 @@ class Reloader:
                     await self._register_late(record, record.served)
         self._repository.drop_blank_records()
 
-    async def _take(self, record: VersionRecord, stamp: Stamp) -> Served:
+    async def _take(self, record: VersionRecord, stamp: Stamp) -> ServedModel:
         """Serve a file, or raise why not, which is not tried again before the file changes."""
         record.file_tried = stamp
         served = record.served
@@ -185,20 +185,20 @@ class Reloader:
         record.trouble = None
         return served
 
-    async def _admit(self, record: VersionRecord, model: Model) -> Served:
+    async def _admit(self, record: VersionRecord, model: Model) -> ServedModel:
         """Register a version, then let it take requests."""
         try:
             if not await self._register(model):
                 raise _refuse_classes(record)
         except UnavailableError:
             record.must_register = True
-        served = Served(model, self._make_batcher(model))
+        served = ServedModel(model, self._make_batcher(model))
         self._repository.publish(served)
         default = "" if self._repository.find_default(model.name) is served else " (not the default)"
         logger.info("model %s version %s takes requests%s", *record.printable, default)
         return served
 
-    async def _register_late(self, record: VersionRecord, served: Served) -> None:
+    async def _register_late(self, record: VersionRecord, served: ServedModel) -> None:
         """Register a version that is served already; one that should not be is withdrawn, unless it is tied."""
         known = await self._register(served.model)
         record.must_register = False
@@ -227,13 +227,13 @@ class Reloader:
             logger.error("model %s version %s: the file is gone, the version goes on: %s", *record.printable, tie)
             _note(record, "model_removed", f"the file is gone, the version goes on: {tie}")
 
-    def _find_tie(self, record: VersionRecord, served: Served) -> str | None:
+    def _find_tie(self, record: VersionRecord, served: ServedModel) -> str | None:
         """Return why a version must be served, None when it need not."""
         if record.is_pinned:
             return "it is pinned"
         return "it is the only one of the default model" if self._repository.is_last(served) else None
 
-    def _withdraw(self, record: VersionRecord, served: Served) -> None:
+    def _withdraw(self, record: VersionRecord, served: ServedModel) -> None:
         self._repository.withdraw(served)
         record.must_register = False
         logger.info("model %s version %s takes no more requests", *record.printable)

@@ -7,7 +7,7 @@ from typing import Any
 from app import metrics
 from app.errors import NotFoundError, Reason
 from app.serving.batching import Batcher
-from app.serving.loading import Key, Stamp, version_key
+from app.serving.loading import Stamp, VersionKey, version_order
 from app.serving.model import Model
 
 
@@ -16,7 +16,7 @@ class UnknownModelError(NotFoundError):
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedModel:
     """A model that takes requests, and what they go through. Whoever holds it may finish with it at any time."""
 
     model: Model
@@ -29,7 +29,7 @@ class VersionRecord:
 
     name: str
     version: str
-    served: Served | None = None
+    served: ServedModel | None = None
     """None: it takes no requests."""
     is_pinned: bool = False
     """It is the default of its model while it is served, whatever else comes."""
@@ -47,7 +47,7 @@ class VersionRecord:
     """Its file when it was served or refused, which is not tried again before it changes; None: none was tried yet."""
 
     @property
-    def key(self) -> Key:
+    def key(self) -> VersionKey:
         """Name and version."""
         return self.name, self.version
 
@@ -77,8 +77,8 @@ class VersionRecord:
 class _ModelVersions:
     """The served versions of one model in ascending order, and the one for requests that name none."""
 
-    served: dict[str, Served]
-    default: Served
+    served: dict[str, ServedModel]
+    default: ServedModel
 
 
 class ModelRepository:
@@ -91,12 +91,12 @@ class ModelRepository:
 
     def __init__(self, default_model: str, pins: Mapping[str, str]) -> None:
         self.default_model = default_model
-        self._records: dict[Key, VersionRecord] = {}
+        self._records: dict[VersionKey, VersionRecord] = {}
         self._models: Mapping[str, _ModelVersions] = {}
         for name, version in pins.items():
             self.open_record(name, version).is_pinned = True
 
-    def get(self, name: str | None = None, version: str | None = None) -> Served:
+    def get(self, name: str | None = None, version: str | None = None) -> ServedModel:
         """Return the model asked for: by default the default model's default version."""
         versions = self._models.get(self.default_model if name is None else name)
         if versions is None:
@@ -106,16 +106,16 @@ class ModelRepository:
             raise UnknownModelError(f"no such version of this model; loaded are {', '.join(versions.served)}")
         return served
 
-    def all(self) -> list[Served]:
+    def all(self) -> list[ServedModel]:
         """Return all models that take requests, by name, each name's versions in ascending order."""
         return [served for versions in self._models.values() for served in versions.served.values()]
 
-    def find_default(self, name: str) -> Served | None:
+    def find_default(self, name: str) -> ServedModel | None:
         """Return the version for requests that name none, None when no version of this model is served."""
         versions = self._models.get(name)
         return None if versions is None else versions.default
 
-    def is_last(self, served: Served) -> bool:
+    def is_last(self, served: ServedModel) -> bool:
         """Return whether without this version the default model would be gone."""
         name = served.model.name
         return name == self.default_model and len(self._models[name].served) == 1
@@ -127,7 +127,7 @@ class ModelRepository:
 
     def records(self) -> list[VersionRecord]:
         """Return every record, by name, each name's versions in ascending order."""
-        return sorted(self._records.values(), key=lambda record: (record.name, version_key(record.version)))
+        return sorted(self._records.values(), key=lambda record: (record.name, version_order(record.version)))
 
     def find_record(self, name: str, version: str) -> VersionRecord | None:
         """Return the record of a version, None when nothing is known of it."""
@@ -141,14 +141,14 @@ class ModelRepository:
         """Forget the versions of which nothing is known any more."""
         self._records = {key: record for key, record in self._records.items() if record != VersionRecord(*key)}
 
-    def publish(self, served: Served) -> None:
+    def publish(self, served: ServedModel) -> None:
         """Let a version take requests."""
         model = served.model
         self.open_record(model.name, model.version).served = served
         self._arrange(model.name)
         metrics.MODEL_INFO.labels(model.name, model.version, model.sha256).set(1)
 
-    def withdraw(self, served: Served) -> None:
+    def withdraw(self, served: ServedModel) -> None:
         """Let a version take no more requests."""
         model = served.model
         self.open_record(model.name, model.version).served = None

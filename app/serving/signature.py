@@ -6,19 +6,10 @@ from typing import Literal
 
 from app.errors import StartupError
 from app.serving.features import Feature, ModelInput, Tensor, Value, read_examples, read_inputs, show
-from app.serving.graph import Classes
-from app.serving.metadata import NAME_LIMIT, Metadata, is_name, read_choice, read_json, read_names, read_number
+from app.serving.graph import GraphFacts
+from app.serving.metadata import NAME_LIMIT, Metadata, is_name, read_choice, read_entry, read_names, read_number
 
 ClassName = int | str
-
-
-@dataclass(frozen=True, slots=True)
-class Graph:
-    """What is read from the file beside its inputs, outputs and metadata. `makers`: the operator of each output."""
-
-    classes: Classes | None
-    categories: Sequence[Classes]
-    makers: dict[str, str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +58,9 @@ class Signature:
         return [{"name": feature.name, "type": feature.kind} for feature in self.features]
 
 
-def read_signature(inputs: Sequence[Tensor], outputs: Sequence[Tensor], metadata: Metadata, graph: Graph) -> Signature:
+def read_signature(
+    inputs: Sequence[Tensor], outputs: Sequence[Tensor], metadata: Metadata, graph: GraphFacts
+) -> Signature:
     """Understand a model, or raise StartupError with what was found and what would help."""
     missing_allowed = read_choice(metadata, "missing_values", ("refused", "allowed")) == "allowed"
     read = read_inputs(inputs, metadata, missing_allowed=missing_allowed)
@@ -92,15 +85,15 @@ def read_signature(inputs: Sequence[Tensor], outputs: Sequence[Tensor], metadata
     )
 
 
-LABELS = {"tensor(int64)": int, "tensor(string)": str}
-MAPS = ("seq(map(int64,tensor(float)))", "seq(map(string,tensor(float)))")
-MATRICES = ("tensor(float)", "tensor(double)")
+LABEL_TYPES = {"tensor(int64)": int, "tensor(string)": str}
+MAP_TYPES = ("seq(map(int64,tensor(float)))", "seq(map(string,tensor(float)))")
+MATRIX_TYPES = ("tensor(float)", "tensor(double)")
 
 
 def _find_outputs(outputs: Sequence[Tensor]) -> tuple[Tensor | None, Tensor]:
     """Return the label, if there is one, and the probabilities."""
-    labels = [output for output in outputs if output.type in LABELS]
-    answers = [output for output in outputs if output.type in MAPS or _is_matrix(output)]
+    labels = [output for output in outputs if output.type in LABEL_TYPES]
+    answers = [output for output in outputs if output.type in MAP_TYPES or _is_matrix(output)]
     if len(labels) > 1 or len(answers) != 1 or len(outputs) > len(labels) + 1:
         raise StartupError(
             f"outputs are {show(outputs)}, supported is a label (int64 or string) with probabilities, or "
@@ -111,19 +104,19 @@ def _find_outputs(outputs: Sequence[Tensor]) -> tuple[Tensor | None, Tensor]:
 
 
 def _is_matrix(output: Tensor) -> bool:
-    return output.type in MATRICES and len(output.shape) in (1, 2)
+    return output.type in MATRIX_TYPES and len(output.shape) in (1, 2)
 
 
 def _count_columns(answer: Tensor) -> int | None:
     """Return how many columns of probabilities there are, None when the graph does not tell."""
-    if answer.type in MAPS:
+    if answer.type in MAP_TYPES:
         return None
     width = answer.shape[1] if len(answer.shape) == 2 else 1
     return width if isinstance(width, int) else None
 
 
 def _read_classes(
-    metadata: Metadata, graph: Graph, label_output: Tensor | None, answer: Tensor, *, are_logits: bool
+    metadata: Metadata, graph: GraphFacts, label_output: Tensor | None, answer: Tensor, *, are_logits: bool
 ) -> tuple[ClassName, ...]:
     columns, maker = _count_columns(answer), graph.makers.get(answer.name)
     if columns is not None and columns > 1 and maker == "Sigmoid" and not are_logits:
@@ -165,7 +158,7 @@ def _check_classes(classes: tuple[ClassName, ...], columns: int | None, label_ou
     if columns is not None and columns != len(classes) and (columns, len(classes)) != (1, 2):
         raise StartupError(f"{len(classes)} classes are named for {columns} columns of probabilities")
     graph_type = label_output.type if label_output else ""
-    label_type = LABELS.get(graph_type)
+    label_type = LABEL_TYPES.get(graph_type)
     if label_type is not None and not all(isinstance(name, label_type) for name in classes):
         raise StartupError(f"classes are {list(classes)}, but the graph's labels are {graph_type}")
 
@@ -177,7 +170,7 @@ def _read_positive_index(metadata: Metadata, classes: tuple[ClassName, ...]) -> 
         return None
     if "positive_class" not in metadata:
         return 1
-    value = read_json(metadata, "positive_class")
+    value = read_entry(metadata, "positive_class")
     if str(value) not in map(str, classes) or isinstance(value, bool):
         raise StartupError(f'metadata "positive_class" is {value!r}, the classes are {list(classes)}')
     return [str(name) for name in classes].index(str(value))
