@@ -88,7 +88,7 @@ class Jobs:
                 await make_partitions_ahead(self._pool, timeout=5)
         except ConnectionFailure as error:
             raise StartupError(describe_connection_error(self._url, error)) from error
-        self._lifecycle.schema = schema
+        self._lifecycle.note_schema(schema)
 
     async def register_model(self, model: Model) -> bool:
         """Record a version; False: it is known with other classes; UnavailableError: PostgreSQL cannot be asked."""

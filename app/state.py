@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 from starlette.types import Scope
@@ -19,11 +19,26 @@ from app.settings import Durability
 
 @dataclass(slots=True)
 class Lifecycle:
-    """What changes in the life of the process and readiness depends on."""
+    """What changes in the life of the process and readiness depends on, with when it began."""
 
-    stopping: bool = False
+    stopping_since: datetime | None = None
     schema: SchemaState | None = None
     """None: PostgreSQL has not been reached since the start."""
+    schema_since: datetime = field(default_factory=lambda: datetime.now(UTC))
+    default_unclear_since: datetime | None = None
+
+    def begin_stop(self) -> None:
+        """Note that the server is shutting down."""
+        self.stopping_since = self.stopping_since or datetime.now(UTC)
+
+    def note_schema(self, schema: SchemaState) -> None:
+        """Note what the database's schema was found to be."""
+        if schema != self.schema:
+            self.schema, self.schema_since = schema, datetime.now(UTC)
+
+    def note_default(self, *, is_unclear: bool) -> None:
+        """Note whether the next start would refuse to choose a default model."""
+        self.default_unclear_since = (self.default_unclear_since or datetime.now(UTC)) if is_unclear else None
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.state import Lifecycle
 from tests.conftest import OpenClient
 from tests.support.answers import NAMES, predict, read_problem
 from tests.support.onnx_files import write_squares
@@ -54,6 +55,23 @@ async def test_health_names_the_reason_when_the_log_takes_no_rows(
     for answer in (ready, health):
         assert [reason["code"] for reason in answer.json()["reasons"]] == ["log_configuration"]
         assert "prediction_log" not in answer.text
+
+
+def test_reasons_are_dated_when_they_begin() -> None:
+    lifecycle = Lifecycle()
+
+    lifecycle.begin_stop()
+    lifecycle.note_schema("behind")
+    lifecycle.note_default(is_unclear=True)
+    first = (lifecycle.stopping_since, lifecycle.schema_since, lifecycle.default_unclear_since)
+    lifecycle.begin_stop()
+    lifecycle.note_schema("behind")
+    lifecycle.note_default(is_unclear=True)
+
+    assert None not in first
+    assert first == (lifecycle.stopping_since, lifecycle.schema_since, lifecycle.default_unclear_since)
+    lifecycle.note_default(is_unclear=False)
+    assert lifecycle.default_unclear_since is None
 
 
 async def test_head_is_answered_without_a_body_when_asked_of_health(client: httpx2.AsyncClient) -> None:

@@ -228,7 +228,7 @@ OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 
 def test_every_reason_code_is_documented() -> None:
     sources = [path.read_text() for path in (ROOT / "app").rglob("*.py")]
-    named = r'(?:"code": |(?:SpoolFailure|LogTrouble)\(\s*)"([a-z_]+)"'
+    named = r'(?:Reason\(\s*code=|(?:SpoolFailure|LogTrouble)\(\s*)"([a-z_]+)"'
     codes = {code for source in sources for code in re.findall(named, source)}
     codes |= {f"log_{kind}" for kind in get_args(FailureKind)}
 
