@@ -16,13 +16,13 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api import health as ops
-from app.api import labels, model_admin, models, pages, predict, predictions, quality
+from app.api import labels, models, pages, predict, predictions, quality
 from app.api.predict_batch import make_batcher
 from app.database.pool import DatabaseUnreachableError, open_database_url, open_pool
 from app.errors import ScorekeeperError, StartupError
 from app.jobs import STALE_INTERVALS, Jobs, JobSettings, open_scheduler, schedule_jobs
 from app.logs import configure_logging, open_access_log
-from app.open_inference import routes as open_inference_models
+from app.open_inference.routes import OPEN_INFERENCE_ROUTES
 from app.openapi import document as openapi
 from app.prediction_log.log import open_log
 from app.quality.refresh import QualitySettings
@@ -47,13 +47,15 @@ ROUTES = [
     Route("/quality", quality.get_quality),
     Route("/quality/history", quality.get_history),
     Route("/quality/counts", quality.get_counts),
-    Route("/models", models.list_models),
-    Route("/models/{model}/versions/{version}", models.get_model),
-    *model_admin.ROUTES,
-    *open_inference_models.ROUTES,
-    Route("/health", ops.health),
-    Route("/health/live", ops.live),
-    Route("/health/ready", ops.ready),
+    Route("/models", models.list_versions),
+    Route("/models/{model}/versions/{version}", models.get_version),
+    Route("/models/{model}/load", models.load_version, methods=["POST"]),
+    Route("/models/{model}/unload", models.unload_version, methods=["POST"]),
+    Route("/models/{model}/pin", models.pin_version, methods=["POST"]),
+    *OPEN_INFERENCE_ROUTES,
+    Route("/health", ops.get_health),
+    Route("/health/live", ops.get_liveness),
+    Route("/health/ready", ops.get_readiness),
     Route("/metrics", ops.expose_metrics),
     Route("/openapi.json", openapi.get_openapi),
     Route("/", pages.get_model_page),

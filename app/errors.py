@@ -3,26 +3,40 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import msgspec
+from msgspec import Meta
 
 
 class Reason(msgspec.Struct, frozen=True, kw_only=True):
     """Something that is wrong and lasts: a code for machines, words for the operator, and since when."""
 
-    code: str
-    detail: str
-    since: datetime = msgspec.field(default_factory=lambda: datetime.now(UTC))
+    code: Annotated[str, Meta(description="What is wrong, for programs", examples=["database_unprepared"])]
+    detail: Annotated[
+        str,
+        Meta(
+            description="What is wrong, for the operator", examples=["PostgreSQL has not been reached since the start"]
+        ),
+    ]
+    since: Annotated[datetime, Meta(description="When it was noticed first", examples=["2026-01-01T00:00:00Z"])] = (
+        msgspec.field(default_factory=lambda: datetime.now(UTC))
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One thing wrong in a request: where (a JSON pointer, or `?name` for a query parameter), what, and in words."""
 
-    pointer: str
-    code: str
-    detail: str
+    pointer: Annotated[
+        str,
+        Meta(
+            description="Where: a JSON pointer into the body, or `?name` for a parameter of the query",
+            examples=["/features/loan_length"],
+        ),
+    ]
+    code: Annotated[str, Meta(description="What is wrong, for programs", examples=["wrong_type"])]
+    detail: Annotated[str, Meta(description="What is wrong, for people", examples=["expected number"])]
 
 
 class ScorekeeperError(Exception):

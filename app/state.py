@@ -24,7 +24,7 @@ STATE_KEY = "scorekeeper"
 
 @dataclass(slots=True)
 class Lifecycle:
-    """What changes in the life of the process and readiness depends on."""
+    """What changes in the life of the process and readiness depends on, with when it began."""
 
     stopping: Reason | None = None
     database_trouble: Reason | None = field(

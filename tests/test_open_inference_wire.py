@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from app.errors import BodyTooLargeError, MalformedBodyError, ScorekeeperError, UnsupportedMediaTypeError
 from app.open_inference.tensors import NamedTensor
 from app.open_inference.wire import (
+    InferAnswer,
+    InferParameters,
     InferRequest,
     UnsupportedError,
     choose_outputs,
@@ -287,12 +289,18 @@ LABEL = NamedTensor("label", "BYTES", np.array(["ä", "b"], dtype=object))
 PROBABILITIES = NamedTensor("p", "FP32", np.array([[0.25, 0.75], [0.5, 0.5]], dtype=np.float32))
 
 
+def make_answer() -> InferAnswer:
+    return InferAnswer(model_name="m", model_version="1", parameters=InferParameters("[]"), outputs=[])
+
+
 def test_answers_are_json_unless_binary_is_asked_for() -> None:
-    body, json_size = encode_answer({"model_name": "m"}, [(LABEL, False), (PROBABILITIES, False)])
+    body, json_size = encode_answer(make_answer(), [(LABEL, False), (PROBABILITIES, False)])
 
     assert json_size is None
     assert msgspec.json.decode(body) == {
         "model_name": "m",
+        "model_version": "1",
+        "parameters": {"prediction_ids": "[]"},
         "outputs": [
             {"name": "label", "shape": [2], "datatype": "BYTES", "data": ["ä", "b"]},
             {"name": "p", "shape": [2, 2], "datatype": "FP32", "data": [0.25, 0.75, 0.5, 0.5]},
@@ -301,7 +309,7 @@ def test_answers_are_json_unless_binary_is_asked_for() -> None:
 
 
 def test_binary_answers_follow_the_json_in_order() -> None:
-    body, json_size = encode_answer({}, [(LABEL, True), (PROBABILITIES, True)])
+    body, json_size = encode_answer(make_answer(), [(LABEL, True), (PROBABILITIES, True)])
 
     assert json_size is not None
     sizes = [one["parameters"] for one in json.loads(body[:json_size])["outputs"]]

@@ -1,6 +1,9 @@
 """GET /health, /health/live, /health/ready, /metrics: for probes, load balancers and Prometheus."""
 
+from typing import Annotated, Literal
+
 import msgspec
+from msgspec import Meta
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
@@ -9,32 +12,71 @@ from starlette.responses import Response
 from app.errors import Reason
 from app.serving.repository import ModelRepository
 from app.state import State, get_state
+from app.web.json import answer_json
+from app.web.operation import Operation
 
 MAX_DETAILS = 5
 """Versions named by one reason; GET /models names all."""
 
+NO_STORE = {"Cache-Control": "no-store"}
 
-async def health(request: Request) -> Response:
-    """Answer 200 with what is wrong, if anything; ready tells a load balancer, this tells a person."""
+
+class Health(msgspec.Struct):
+    """How the server is."""
+
+    status: Annotated[
+        Literal["ok", "degraded"], Meta(description="`degraded` while there are reasons", examples=["degraded"])
+    ]
+    reasons: Annotated[list[Reason], Meta(description="What is wrong, each code once")]
+
+
+class Liveness(msgspec.Struct):
+    """That the server lives."""
+
+    live: Annotated[bool, Meta(description="Always true: a server that does not live does not answer", examples=[True])]
+
+
+class Readiness(msgspec.Struct):
+    """Whether `POST /predict` can keep its promise."""
+
+    ready: Annotated[bool, Meta(description="Whether requests should be sent to this server now", examples=[False])]
+    reasons: Annotated[list[Reason], Meta(description="Why not; empty when it is ready")]
+
+
+@Operation(id="getHealth", tag="operations", summary="What is wrong, if anything", answers={200: [Health]})
+async def get_health(request: Request) -> Response:
+    """Answer 200 with what is wrong, if anything: `/health/ready` tells a load balancer, this tells a person."""
     state = get_state(request.scope)
-    reasons = find_refusals(state) + find_troubles(state)
-    unique = list({reason.code: reason for reason in reasons}.values())
-    return _json({"status": "degraded" if unique else "ok", "reasons": unique}, 200)
+    unique = list({reason.code: reason for reason in find_refusals(state) + find_troubles(state)}.values())
+    return answer_json(Health("degraded" if unique else "ok", unique), headers=NO_STORE)
 
 
-async def live(request: Request) -> Response:  # noqa: ARG001  # a process that answers is alive, whatever it asks
-    """Answer 200 as long as the event loop turns."""
-    return _json({"live": True}, 200)
+@Operation(id="isLive", tag="operations", summary="Whether the process lives", answers={200: [Liveness]})
+async def get_liveness(request: Request) -> Response:  # noqa: ARG001  # a process that answers is alive
+    """Answer 200 as long as the event loop turns, whatever else is wrong."""
+    return answer_json(Liveness(live=True), headers=NO_STORE)
 
 
-async def ready(request: Request) -> Response:
-    """Answer 200 while /predict can keep its promise, else 503."""
+@Operation(
+    id="isReady",
+    tag="operations",
+    summary="Whether /predict can keep its promise",
+    answers={200: [Readiness], 503: [Readiness]},
+)
+async def get_readiness(request: Request) -> Response:
+    """Answer 200 while `POST /predict` can keep its promise, else 503 with the reasons."""
     reasons = find_refusals(get_state(request.scope))
-    return _json({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+    return answer_json(Readiness(not reasons, reasons), 503 if reasons else 200, NO_STORE)
 
 
+@Operation(
+    id="getMetrics",
+    tag="operations",
+    summary="Metrics for Prometheus",
+    answers={200: ["text/plain", "application/openmetrics-text"]},
+)
 async def expose_metrics(request: Request) -> Response:
-    """Answer in the Prometheus text format, or OpenMetrics if the client accepts it."""
+    """Answer in the Prometheus text format, or in OpenMetrics if `Accept` asks for it."""
     get_state(request.scope).log.export()
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(REGISTRY), headers={"Content-Type": content_type})
@@ -82,8 +124,3 @@ def sum_up(details: list[str]) -> str:
     """Join the first few of many details."""
     more = f" (and {len(details) - MAX_DETAILS} more)" if len(details) > MAX_DETAILS else ""
     return "; ".join(details[:MAX_DETAILS]) + more
-
-
-def _json(answer: object, status: int) -> Response:
-    headers = {"Cache-Control": "no-store"}
-    return Response(msgspec.json.encode(answer), status, headers, media_type="application/json")

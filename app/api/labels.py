@@ -3,19 +3,22 @@
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, get_args
-from uuid import UUID
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.label_schemas import describe_label_bodies
 from app.database.pool import borrow_connection
 from app.errors import Fault, invalid
 from app.prediction_log.record import TEXT_LIMIT, is_storable
 from app.quality.labels import Label, Outcome, take_labels
 from app.state import get_state
 from app.web.body import decode_body, get_media_type, read_body, run_sized
+from app.web.fields import PredictionId
+from app.web.json import answer_json
+from app.web.operation import Operation
 
 MEDIA_TYPES = (b"application/json", b"application/x-ndjson")
 
@@ -26,37 +29,75 @@ CLOCK_TOLERANCE = timedelta(minutes=5)
 class LabelBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """One label: for a prediction or for the client's own key; null withdraws."""
 
-    label: Annotated[str, Meta(max_length=TEXT_LIMIT)] | int | float | UnsetType | None = UNSET
-    prediction_id: UUID | None = None
-    external_id: Annotated[str, Meta(max_length=TEXT_LIMIT)] | None = None
-    observed_at: Annotated[datetime, Meta(tz=True)] | None = None
+    label: Annotated[
+        Annotated[str, Meta(max_length=TEXT_LIMIT)] | int | float | UnsetType | None,
+        Meta(description="The true class, as text or as a whole number; null withdraws the label", examples=[1]),
+    ] = UNSET
+    prediction_id: Annotated[
+        PredictionId | None, Meta(description="The prediction's id; or else `external_id`", examples=[None])
+    ] = None
+    external_id: Annotated[
+        Annotated[str, Meta(max_length=TEXT_LIMIT)] | None,
+        Meta(description="The client's own key that /predict was given with the row", examples=["order-1"]),
+    ] = None
+    observed_at: Annotated[
+        Annotated[datetime, Meta(tz=True)] | None,
+        Meta(
+            description="When the class was observed: the newest label counts; null: when the server receives it",
+            examples=["2026-01-01T00:00:00Z"],
+        ),
+    ] = None
 
 
 class LabelsBody(LabelBody, forbid_unknown_fields=True, gc=False):
     """One label, or many under `labels`."""
 
-    labels: list[LabelBody] | UnsetType = UNSET
+    labels: Annotated[list[LabelBody] | UnsetType, Meta(description="Many labels, and then no other member")] = UNSET
 
 
-DECODER = msgspec.json.Decoder(LabelsBody)
+class LabelCounts(msgspec.Struct):
+    """What became of each label; the other counts add up to `received`."""
+
+    received: Annotated[int, Meta(description="Labels in the request", examples=[2])]
+    new: Annotated[int, Meta(description="First labels of their predictions", examples=[1])]
+    unchanged: Annotated[
+        int, Meta(description="Labels that changed nothing: an equal or a newer one was there", examples=[0])
+    ]
+    corrected: Annotated[int, Meta(description="Labels that replaced another class", examples=[0])]
+    withdrawn: Annotated[int, Meta(description="Labels that were withdrawn", examples=[0])]
+    pending: Annotated[
+        int, Meta(description="Labels that wait for their prediction to be stored, for up to 30 days", examples=[1])
+    ]
+    expired: Annotated[int, Meta(description="Labels whose prediction is no longer kept", examples=[0])]
+    rejected: Annotated[int, Meta(description="Labels of a class that the model does not have", examples=[0])]
+
+
+DOCUMENT_DECODER = msgspec.json.Decoder(LabelsBody)
 LINE_DECODER = msgspec.json.Decoder(LabelBody)
 
 
+@Operation(
+    id="label",
+    tag="labels",
+    summary="Take true labels: one, many, or one per line",
+    answers={200: [LabelCounts]},
+    problems=[413, 415, 422],
+    bodies=lambda deployment: describe_label_bodies(LabelBody, deployment),
+)
 async def post_labels(request: Request) -> Response:
-    """Take labels, all or none, and count what became of each."""
+    """Take labels, all or none, and count what became of each. The 200 is sent after COMMIT."""
     state = get_state(request.scope)
     body = await read_body(request.scope, request.receive, state.max_body_bytes, MEDIA_TYPES)
     decode = decode_lines if get_media_type(request.scope) == b"application/x-ndjson" else decode_document
-    labels = await run_sized(body, read_labels, decode, body, state.max_batch_rows, datetime.now(UTC))
+    labels = await run_sized(body, check_labels, decode, body, state.max_batch_rows, datetime.now(UTC))
     async with borrow_connection(state.pool) as connection:
         counts = await take_labels(connection, labels)
-    answer = {"received": len(labels), **{outcome: counts[outcome] for outcome in get_args(Outcome)}}
-    return Response(msgspec.json.encode(answer), media_type="application/json")
+    return answer_json(LabelCounts(received=len(labels), **{outcome: counts[outcome] for outcome in get_args(Outcome)}))
 
 
 def decode_document(body: bytes) -> Iterator[tuple[str, str, LabelBody]]:
     """Yield (pointer, place in words, label) of a JSON document with one label or many."""
-    document = decode_body(DECODER, body)
+    document = decode_body(DOCUMENT_DECODER, body)
     if isinstance(document.labels, UnsetType):
         yield "", "", document
         return
@@ -74,14 +115,16 @@ def decode_lines(body: bytes) -> Iterator[tuple[str, str, LabelBody]]:
             yield pointer, where, decode_body(LINE_DECODER, line, pointer, where)
 
 
-def read_labels(
+def check_labels(
     decode: Callable[[bytes], Iterator[tuple[str, str, LabelBody]]], body: bytes, limit: int, received_at: datetime
 ) -> list[Label]:
     """Check all labels; raise 422 with every fault of every label."""
     labels: list[Label] = []
     faults: list[Fault] = []
     for pointer, where, given in decode(body):
-        found = [Fault(pointer + at, code, where + detail) for at, code, detail in find_faults(given, received_at)]
+        found = [
+            Fault(pointer + at, code, where + detail) for at, code, detail in find_label_faults(given, received_at)
+        ]
         faults += found
         if not found:
             observed_at = given.observed_at or received_at
@@ -94,7 +137,7 @@ def read_labels(
     return labels
 
 
-def find_faults(given: LabelBody, now: datetime) -> Iterator[tuple[str, str, str]]:
+def find_label_faults(given: LabelBody, now: datetime) -> Iterator[tuple[str, str, str]]:
     """Yield (pointer, code, detail) of everything wrong with one label."""
     if (given.prediction_id is None) == (given.external_id is None):
         yield "", "one_key", "give either prediction_id or external_id"

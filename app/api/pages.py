@@ -3,11 +3,14 @@
 import asyncio
 import functools
 from pathlib import Path
+from typing import Annotated
 
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.errors import NotFoundError
+from app.web.operation import Operation
 from app.web.static import File, answer_file
 
 DIRECTORY = Path(__file__).parent.parent / "page"
@@ -36,18 +39,36 @@ SECURITY_HEADERS = {
 """Nothing from elsewhere, nothing inline; pictures are in the style sheets."""
 
 
+PartName = Annotated[
+    str,
+    Meta(description="The file's name", examples=["model.css"], extra_json_schema={"enum": list(PARTS)}),
+]
+
+
+@Operation(
+    id="getModelPage", tag="operations", summary="How the model does, as a page", answers={200: ["text/html"], 304: []}
+)
 async def get_model_page(request: Request) -> Response:
-    """Answer the page that shows one model live."""
+    """Answer the page that shows one model live; it asks only this server."""
     return await _answer(request, "model.html", "text/html")
 
 
+@Operation(id="getDocs", tag="operations", summary="This document as a page", answers={200: ["text/html"], 304: []})
 async def get_docs_page(request: Request) -> Response:
-    """Answer the page that shows the interface."""
+    """Answer the page that shows this document and sends requests; it asks only this server."""
     return await _answer(request, "docs.html", "text/html")
 
 
+@Operation(
+    id="getPageFile",
+    tag="operations",
+    summary="A part of these pages",
+    answers={200: ["text/css", "text/javascript"], 304: []},
+    problems=[404],
+    path={"file": PartName},
+)
 async def get_part(request: Request) -> Response:
-    """Answer a part of the pages."""
+    """Answer a script or a style sheet of the pages, 304 when the client has it."""
     name = request.path_params["file"]
     if name not in PARTS:
         raise NotFoundError("there is nothing at this path")

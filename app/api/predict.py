@@ -9,18 +9,29 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.predict_batch import Answer, PredictJob, answer_error
+from app.api.predict_batch import Answer, Prediction, Predictions, PredictJob, answer_error
 from app.api.predict_rows import read_features
+from app.api.predict_schemas import describe_predict_body
 from app.errors import Fault, invalid
 from app.prediction_log.record import TEXT_LIMIT, is_storable
 from app.serving.repository import ServedModel
 from app.state import State, get_state
 from app.web.body import LARGE_BODY_BYTES, Row, check_headers, check_repeated_names, decode_body, read_body
+from app.web.fields import ModelName
+from app.web.operation import Operation
 from app.web.requests import Headers, get_request_id
 
 PATH = "/predict"
 
 
+@Operation(
+    id="predict",
+    tag="predictions",
+    summary="Score one row or many",
+    answers={200: [Prediction, Predictions]},
+    problems=[404, 413, 415, 422],
+    bodies=lambda deployment: describe_predict_body(PredictBody, deployment),
+)
 async def post_predict(request: Request) -> Response:
     """Score one row or many; the 200 is sent when every row is safe."""
     state, scope = get_state(request.scope), request.scope
@@ -76,12 +87,22 @@ ExternalId = Annotated[str, Meta(max_length=TEXT_LIMIT)]
 class PredictBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """One row in `features`, or many in `instances`."""
 
-    features: Row | UnsetType = UNSET
-    instances: list[Row] | UnsetType = UNSET
-    model: str | None = None
-    version: str | int | None = None
-    external_id: ExternalId | None = None
-    external_ids: list[ExternalId | None] | None = None
+    features: Annotated[
+        Row | UnsetType, Meta(description="One row: its values by feature name, or in the model's order")
+    ] = UNSET
+    instances: Annotated[list[Row] | UnsetType, Meta(description="Many rows, each like `features`")] = UNSET
+    model: Annotated[ModelName | None, Meta(description="The model; null: the default one")] = None
+    version: Annotated[
+        str | int | None, Meta(description="The version; null: the model's default one", examples=["1"])
+    ] = None
+    external_id: Annotated[
+        ExternalId | None,
+        Meta(description="The client's own key for the row, to send its label by", examples=["order-1"]),
+    ] = None
+    external_ids: Annotated[
+        list[ExternalId | None] | None,
+        Meta(description="The client's own key for each row, or null", examples=[["order-1", None]]),
+    ] = None
 
 
 DECODER = msgspec.json.Decoder(PredictBody)

@@ -5,11 +5,11 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
-from uuid import UUID
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from app import metrics
@@ -19,6 +19,7 @@ from app.prediction_log.record import Record, Rows, encode_records, make_predict
 from app.serving.batching import Batcher
 from app.serving.features import Value
 from app.serving.model import Model, Scores
+from app.web.fields import ModelClass, ModelName, ModelVersion, PredictionId
 from app.web.problem import render_problem
 from app.web.requests import Headers
 
@@ -68,20 +69,22 @@ class PredictJob:
 class Prediction(msgspec.Struct, gc=False):
     """The answer for one row."""
 
-    prediction_id: UUID
-    prediction: int | str
-    score: float
-    probabilities: dict[str, float]
-    model: str
-    model_version: str
+    prediction_id: PredictionId
+    prediction: ModelClass
+    score: Annotated[
+        float, Meta(description="Probability of the positive class, or of the predicted one", examples=[0.9])
+    ]
+    probabilities: Annotated[dict[str, float], Meta(description="By class", examples=[{"0": 0.1, "1": 0.9}])]
+    model: ModelName
+    model_version: ModelVersion
 
 
 class Predictions(msgspec.Struct, gc=False):
     """The answer for many rows, in their order."""
 
-    predictions: list[Prediction]
-    model: str
-    model_version: str
+    predictions: Annotated[list[Prediction], Meta(description="One for each row, in their order")]
+    model: ModelName
+    model_version: ModelVersion
 
 
 def answer_error(error: Exception, request_id: str) -> Answer:

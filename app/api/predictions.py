@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 import asyncpg
@@ -16,7 +16,11 @@ from app.errors import Fault, InvalidRequestError, NotFoundError
 from app.prediction_log.queries import PageFilter, fetch_page, fetch_prediction
 from app.prediction_log.record import EPOCH
 from app.quality.label_queries import fetch_history
+from app.serving.signature import ClassName
 from app.state import get_state
+from app.web.fields import ModelClass, ModelName, ModelVersion, PredictionId, Role, Since, Until
+from app.web.json import answer_json
+from app.web.operation import Operation
 from app.web.query import read_query
 
 END_OF_TIME = datetime(9999, 12, 31, tzinfo=UTC)
@@ -26,19 +30,110 @@ LAST_ID = UUID(int=2**128 - 1)
 class PageQuery(msgspec.Struct, rename={"predicted_class": "class"}):
     """Filters of a page, since <= created_at < until; `cursor` is the `next` of the page before."""
 
-    model: str | None = None
-    version: str | None = None
-    predicted_class: str | None = None
-    labelled: bool | None = None
-    external_id: str | None = None
-    since: Annotated[datetime, Meta(tz=True)] = EPOCH
-    until: Annotated[datetime, Meta(tz=True)] = END_OF_TIME
-    limit: Annotated[int, Meta(ge=1, le=1000)] = 50
-    cursor: UUID = LAST_ID
+    model: Annotated[ModelName | None, Meta(description="Only predictions of this model")] = None
+    version: Annotated[ModelVersion | None, Meta(description="Only predictions of this version")] = None
+    predicted_class: Annotated[
+        str | None, Meta(description="Only predictions of this class, as text", examples=["1"])
+    ] = None
+    labelled: Annotated[
+        bool | None, Meta(description="Only predictions with a label, or only those without", examples=[True])
+    ] = None
+    external_id: Annotated[
+        str | None, Meta(description="Only predictions under this key of the client", examples=["order-1"])
+    ] = None
+    since: Since = EPOCH
+    until: Until = END_OF_TIME
+    limit: Annotated[int, Meta(ge=1, le=1000, description="Predictions on a page", examples=[50])] = 50
+    cursor: Annotated[
+        UUID, Meta(description="Where the page begins: `next` of the page before", examples=[str(LAST_ID)])
+    ] = LAST_ID
 
 
+ReceivedAt = Annotated[datetime, Meta(description="When the server received it", examples=["2026-01-01T00:05:00Z"])]
+ObservedAt = Annotated[datetime, Meta(description="When the class was observed", examples=["2026-01-01T00:04:00Z"])]
+LabelClass = Annotated[
+    ModelClass | None, Meta(description="The true class; null: the label was withdrawn", examples=[1])
+]
+
+
+class StoredLabel(msgspec.Struct):
+    """The label that counts."""
+
+    label: LabelClass
+    observed_at: ObservedAt
+    received_at: ReceivedAt
+
+
+class ReceivedLabel(StoredLabel):
+    """A label that came, and what became of it."""
+
+    outcome: Annotated[
+        str, Meta(description="What became of it: one of the counts that POST /labels answers", examples=["new"])
+    ]
+
+
+class StoredPrediction(msgspec.Struct):
+    """A row of the log."""
+
+    prediction_id: PredictionId
+    created_at: Annotated[datetime, Meta(description="When the row was scored", examples=["2026-01-01T00:00:00Z"])]
+    model: ModelName
+    model_version: ModelVersion
+    prediction: ModelClass
+    score: Annotated[
+        float, Meta(description="Probability of the positive class, or of the predicted one", examples=[0.9])
+    ]
+    probabilities: Annotated[
+        dict[str, float] | None,
+        Meta(
+            description="By class; null when the database does not know the version's classes",
+            examples=[{"0": 0.1, "1": 0.9}],
+        ),
+    ]
+    features: Annotated[
+        msgspec.Raw,
+        Meta(
+            description="The values that were scored, by name",
+            examples=[{"car_value": 1.5, "loan_length": 3.1}],
+            extra_json_schema={
+                "type": "object",
+                "additionalProperties": {"type": ["boolean", "number", "string", "null"]},
+            },
+        ),
+    ]
+    external_id: Annotated[
+        str | None, Meta(description="The client's own key; null when it sent none", examples=["order-1"])
+    ]
+    request_id: Annotated[str, Meta(description="The request's id", examples=["5f1c9d0a7be2430e0000000000000001"])]
+    role: Role
+    label: Annotated[StoredLabel | None, Meta(description="The label that counts; null when none has come")]
+
+
+class PredictionHistory(StoredPrediction):
+    """A row of the log with every label that came for it."""
+
+    label_history: Annotated[list[ReceivedLabel], Meta(description="Every label that came, the newest last")]
+
+
+class PredictionPage(msgspec.Struct):
+    """One page of predictions, the newest first."""
+
+    predictions: Annotated[list[StoredPrediction], Meta(description="The rows")]
+    next: Annotated[
+        UUID | None, Meta(description="The cursor of the page that follows; null on the last", examples=[None])
+    ]
+
+
+@Operation(
+    id="listPredictions",
+    tag="predictions",
+    summary="Stored predictions, newest first",
+    answers={200: [PredictionPage]},
+    problems=[422],
+    query=PageQuery,
+)
 async def list_predictions(request: Request) -> Response:
-    """Answer one page, newest first; `next` is the cursor of the following one, null on the last."""
+    """Answer one page, newest first; `next` is the cursor of the page that follows, null on the last."""
     query = read_query(request, PageQuery)
     page = PageFilter(
         query.since,
@@ -53,13 +148,20 @@ async def list_predictions(request: Request) -> Response:
     async with borrow_connection(get_state(request.scope).pool) as connection:
         rows = await fetch_page(connection, page, query.limit + 1)
     shown = rows[: query.limit]
-    following = str(shown[-1]["prediction_id"]) if len(rows) > len(shown) else None
-    answer = {"predictions": [render_prediction(row) for row in shown], "next": following}
-    return Response(msgspec.json.encode(answer), media_type="application/json")
+    following = shown[-1]["prediction_id"] if len(rows) > len(shown) else None
+    return answer_json(PredictionPage([StoredPrediction(**_read_row(row)) for row in shown], following))
 
 
+@Operation(
+    id="getPrediction",
+    tag="predictions",
+    summary="One stored prediction with every label that came for it",
+    answers={200: [PredictionHistory]},
+    problems=[404, 422],
+    path={"prediction_id": PredictionId},
+)
 async def get_prediction(request: Request) -> Response:
-    """Answer one row with every label that came for it."""
+    """Answer one row with every label that came for it; 404 when no row with this id is stored, or not yet."""
     try:
         prediction_id = UUID(request.path_params["prediction_id"])
     except ValueError:
@@ -71,15 +173,14 @@ async def get_prediction(request: Request) -> Response:
             raise NotFoundError("no prediction with this id is stored; one that was not answered 200 may never be")
         classes = _name_classes(row)
         history = [
-            {**label, "label": classes.get(label["label"], label["label"])}
+            ReceivedLabel(**{**label, "label": classes.get(label["label"], label["label"])})
             for label in await fetch_history(connection, prediction_id)
         ]
-    answer = {**render_prediction(row), "label_history": history}
-    return Response(msgspec.json.encode(answer), media_type="application/json")
+    return answer_json(PredictionHistory(**_read_row(row), label_history=history))
 
 
-def render_prediction(row: asyncpg.Record) -> dict[str, object]:
-    """Return a stored row as JSON: classes in their own type, as they were answered."""
+def _read_row(row: asyncpg.Record) -> dict[str, Any]:
+    """Return the fields of a stored row, its classes in their own type, as they were answered."""
     classes = _name_classes(row)
     return {
         "prediction_id": row["prediction_id"],
@@ -93,15 +194,14 @@ def render_prediction(row: asyncpg.Record) -> dict[str, object]:
         "external_id": row["external_id"],
         "request_id": row["request_id"],
         "role": row["role"],
-        "label": _render_label(row, classes) if row["labelled"] else None,
+        "label": _read_label(row, classes) if row["labelled"] else None,
     }
 
 
-def _render_label(row: asyncpg.Record, classes: Mapping[str, int | str]) -> dict[str, object]:
-    label = classes.get(row["label"], row["label"])
-    return {"label": label, "observed_at": row["observed_at"], "received_at": row["received_at"]}
+def _read_label(row: asyncpg.Record, classes: Mapping[str, ClassName]) -> StoredLabel:
+    return StoredLabel(classes.get(row["label"], row["label"]), row["observed_at"], row["received_at"])
 
 
-def _name_classes(row: asyncpg.Record) -> dict[str, int | str]:
+def _name_classes(row: asyncpg.Record) -> dict[str, ClassName]:
     """Return the classes of a row's version by their text; none when the version is not known to the database."""
     return {str(name): name for name in msgspec.json.decode(row["classes"] or "[]")}

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from app.api.labels import LabelBody, find_faults
+from app.api.labels import LabelBody, find_label_faults
 from app.exchange.label_files import LABEL_KEYS, Columns, LabelRow
 
 EmptyLabel = Literal["refuse", "skip", "withdraw"]
@@ -78,7 +78,8 @@ def _read_label(
 
 def _check_label(label: LabelBody, now: datetime) -> None:
     faults = [
-        f"{pointer.lstrip('/')}: {detail}" if pointer else detail for pointer, _, detail in find_faults(label, now)
+        f"{pointer.lstrip('/')}: {detail}" if pointer else detail
+        for pointer, _, detail in find_label_faults(label, now)
     ]
     if faults:
         raise _MalformedRowError("; ".join(faults))

@@ -7,16 +7,20 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app import metrics
 from app.api.predict_batch import Prediction, PredictJob
 from app.errors import MalformedBodyError
-from app.open_inference.rows import list_inputs, list_outputs, make_outputs, read_external_ids, read_rows
+from app.open_inference.rows import list_inputs, list_outputs, make_outputs, read_external_ids, read_feature_rows
 from app.open_inference.tensors import DATATYPES, NamedTensor, read_binary
 from app.open_inference.wire import (
     HEADER_LENGTH,
+    InferAnswer,
+    InferBody,
+    InferParameters,
     InferRequest,
     choose_outputs,
     decode_request,
@@ -28,6 +32,9 @@ from app.serving.model import Model
 from app.serving.signature import Signature
 from app.state import State, get_state
 from app.web.body import LARGE_BODY_BYTES, receive_body
+from app.web.deployment import Deployment
+from app.web.fields import MODEL_PATH
+from app.web.operation import Body, Example, Operation
 from app.web.requests import get_request_id
 
 
@@ -42,12 +49,15 @@ class InferJob(PredictJob):
     def render(self, predictions: list[Prediction]) -> Response:
         """Make the answer."""
         ids = [str(one.prediction_id) for one in predictions]
-        head: dict[str, object] = {"model_name": self.model.name, "model_version": self.model.version}
-        if self.id is not None:
-            head["id"] = self.id
-        head["parameters"] = {"prediction_ids": msgspec.json.encode(ids).decode()}
+        answer = InferAnswer(
+            model_name=self.model.name,
+            model_version=self.model.version,
+            id=UNSET if self.id is None else self.id,
+            parameters=InferParameters(msgspec.json.encode(ids).decode()),
+            outputs=[],
+        )
         tensors = make_outputs(predictions, self.model.signature)
-        body, json_size = encode_answer(head, [(tensors[name], binary) for name, binary in self.outputs.items()])
+        body, json_size = encode_answer(answer, [(tensors[name], binary) for name, binary in self.outputs.items()])
         headers = {"X-Prediction-Id": ids[0]} if len(ids) == 1 else {}
         if json_size is None:
             return Response(body, headers=headers, media_type="application/json")
@@ -63,8 +73,38 @@ class InferJob(PredictJob):
         return f"/rows/{row}"
 
 
+def list_infer_bodies(deployment: Deployment) -> list[Body]:
+    """Return the body with one row for the default model, which the path of the example names."""
+    shape = deployment.models[0]
+    inputs = [
+        {
+            "name": one.name,
+            "shape": [1] if one.is_vector else [1, one.stop - one.start],
+            "datatype": one.type.datatype,
+            "data": list(shape.example[one.start : one.stop]),
+        }
+        for one in shape.inputs
+    ]
+    summary = f"One row: {shape.name} {shape.versions[-1]}"
+    return [
+        Body(InferBody, {"one row": Example(summary, {"inputs": inputs, "parameters": {"external_id": "order-3"}})})
+    ]
+
+
+@Operation(
+    id="infer",
+    tag="open-inference",
+    summary="Score rows that come as tensors",
+    answers={200: [InferAnswer, "application/octet-stream"]},
+    problems=[404, 413, 415, 501],
+    path=MODEL_PATH,
+    bodies=list_infer_bodies,
+)
 async def infer(request: Request) -> Response:
-    """Answer when the rows are safe."""
+    """Answer when every row is safe, as `POST /predict` does.
+
+    Tensors may also come and go as bytes behind the JSON, whose size `Inference-Header-Content-Length` says then.
+    """
     state, path = get_state(request.scope), request.path_params
     served = state.repository.get(path["model"], path.get("version"))
     started, outcome = time.perf_counter(), "fail"
@@ -72,9 +112,9 @@ async def infer(request: Request) -> Response:
         body = await receive_body(request.receive, state.max_body_bytes)
         answer: asyncio.Future[Response] = state.loop.create_future()
         if len(body) < LARGE_BODY_BYTES and "content-encoding" not in request.headers:
-            job = read_job(request, body, state, served.model, answer)
+            job = read_infer_job(request, body, state, served.model, answer)
         else:  # what takes more than a millisecond, or may when it is decompressed, is not done on the event loop
-            job = await asyncio.to_thread(read_job, request, body, state, served.model, answer)
+            job = await asyncio.to_thread(read_infer_job, request, body, state, served.model, answer)
         served.batcher.submit(job)  # -> answer.answer_batch -> log -> InferJob.render
         response, outcome = await answer, "success"
     finally:
@@ -83,7 +123,9 @@ async def infer(request: Request) -> Response:
     return response
 
 
-def read_job(request: Request, body: bytes, state: State, model: Model, answer: "asyncio.Future[Response]") -> InferJob:
+def read_infer_job(
+    request: Request, body: bytes, state: State, model: Model, answer: "asyncio.Future[Response]"
+) -> InferJob:
     """Decode and check the body: the rows in the model's order. Raises 400, 413, 415, 422 or 501.
 
     Content-Type is not looked at: clients send none, or a wrong one.
@@ -91,7 +133,7 @@ def read_job(request: Request, body: bytes, state: State, model: Model, answer: 
     body = decompress(body, request.headers.get("content-encoding", "identity").lower(), state.max_body_bytes)
     asked = read_request(request.headers.get(HEADER_LENGTH), body, model.signature)
     outputs = choose_outputs(asked, [spec.name for spec in list_outputs(model.signature)])
-    rows = read_rows(asked, model.signature, state.max_batch_rows)
+    rows = read_feature_rows(asked, model.signature, state.max_batch_rows)
     return InferJob(
         values=rows,
         external_ids=read_external_ids(asked.parameters, len(rows)),

@@ -18,14 +18,14 @@ from app.prediction_log.record import is_storable
 from app.serving.features import Value
 from app.serving.signature import Signature
 
-INTEGERS = frozenset(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))
-NUMBERS = INTEGERS | {"FP16", "BF16", "FP32", "FP64"}
+INTEGER_DATATYPES = frozenset(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))
+NUMBER_DATATYPES = INTEGER_DATATYPES | {"FP16", "BF16", "FP32", "FP64"}
 
 ACCEPTED: Mapping[str, frozenset[str]] = {
-    "FP32": NUMBERS,
-    "FP64": NUMBERS,
-    "INT64": INTEGERS,
-    "INT32": INTEGERS,
+    "FP32": NUMBER_DATATYPES,
+    "FP64": NUMBER_DATATYPES,
+    "INT64": INTEGER_DATATYPES,
+    "INT32": INTEGER_DATATYPES,
     "BOOL": frozenset({"BOOL"}),
     "BYTES": frozenset({"BYTES"}),
 }
@@ -64,7 +64,7 @@ def list_outputs(signature: Signature) -> list[TensorSpec]:
     return outputs if signature.label_output else outputs[::-1]
 
 
-def read_rows(request: InferRequest, signature: Signature, limit: int) -> list[list[Value]]:
+def read_feature_rows(request: InferRequest, signature: Signature, limit: int) -> list[list[Value]]:
     """Return the features of each row in the model's order; raise 400 or 422 for tensors that it does not take."""
     specs = list_inputs(signature)
     tensors = {tensor.name: tensor for tensor in request.inputs}

@@ -61,7 +61,7 @@ DATATYPES = {
 }
 
 
-def read_json(name: str, datatype: str, shape: Sequence[int], data: bytes) -> NDArray[Any]:
+def read_json_tensor(name: str, datatype: str, shape: Sequence[int], data: bytes) -> NDArray[Any]:
     """Decode `data` of a JSON input, flat or nested like `shape`; null becomes NaN. Raises 400 that names the input."""
     known = find_datatype(name, datatype)
     if known.json is None:

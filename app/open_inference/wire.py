@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from app.errors import BodyTooLargeError, MalformedBodyError, ScorekeeperError, UnsupportedMediaTypeError
-from app.open_inference.tensors import MAX_RANK, NamedTensor, read_binary, read_json, write_binary
+from app.open_inference.tensors import MAX_RANK, NamedTensor, read_binary, read_json_tensor, write_binary
 
 HEADER_LENGTH = "inference-header-content-length"
 """The header that says how many bytes of a body are JSON, when binary tensors follow."""
@@ -29,30 +29,94 @@ class UnsupportedError(ScorekeeperError):
 class InputBody(msgspec.Struct, gc=False):
     """One input tensor, as it stands in JSON."""
 
-    name: str
-    shape: Annotated[list[Annotated[int, Meta(ge=1)]], Meta(max_length=MAX_RANK)]
-    datatype: str
-    parameters: Parameters = None
-    data: msgspec.Raw | UnsetType = UNSET
+    name: Annotated[str, Meta(description="The tensor's name, as the model's metadata has it", examples=["features"])]
+    shape: Annotated[
+        list[Annotated[int, Meta(ge=1)]],
+        Meta(max_length=MAX_RANK, description="Its shape, rows first", examples=[[1, 5]]),
+    ]
+    datatype: Annotated[str, Meta(description="The protocol's name of its elements' type", examples=["FP32"])]
+    parameters: Annotated[
+        Parameters, Meta(description="`binary_data_size`: its bytes follow the JSON", examples=[{}])
+    ] = None
+    data: Annotated[
+        msgspec.Raw | UnsetType,
+        Meta(
+            description="Its elements, row by row, flat or nested; null is a missing number",
+            examples=[[1.5, 2.3, 3.1, 4.2, 5.0]],
+            extra_json_schema={"type": "array"},
+        ),
+    ] = UNSET
 
 
 class OutputBody(msgspec.Struct, gc=False):
     """One requested output."""
 
-    name: str
-    parameters: Parameters = None
+    name: Annotated[str, Meta(description="The tensor's name", examples=["probabilities"])]
+    parameters: Annotated[
+        Parameters,
+        Meta(description="`binary_data`: whether its bytes follow the JSON", examples=[{"binary_data": False}]),
+    ] = None
 
 
 class InferBody(msgspec.Struct, gc=False):
     """The JSON of a request; members that are not named here are ignored."""
 
-    inputs: list[InputBody]
-    id: str | None = None
-    parameters: Parameters = None
-    outputs: list[OutputBody] | None = None
+    inputs: Annotated[list[InputBody], Meta(description="The model's inputs, each once")]
+    id: Annotated[str | None, Meta(description="Comes back in the answer", examples=["42"])] = None
+    parameters: Annotated[
+        Parameters,
+        Meta(
+            description="`external_id` (one row) or `external_ids` (a JSON array as text): keys to send labels by; "
+            "`binary_data_output`: whether all outputs' bytes follow the JSON",
+            examples=[{"external_id": "order-1"}],
+        ),
+    ] = None
+    outputs: Annotated[list[OutputBody] | None, Meta(description="The outputs that are wanted; null: all")] = None
 
 
-DECODER = msgspec.json.Decoder(InferBody)
+class OutputParameters(msgspec.Struct):
+    """What goes with an output in binary."""
+
+    binary_data_size: Annotated[
+        int, Meta(description="How many of the bytes behind the JSON are its own", examples=[8])
+    ]
+
+
+class OutputTensor(msgspec.Struct, gc=False):
+    """One output tensor, as it stands in JSON."""
+
+    name: Annotated[str, Meta(description="The tensor's name", examples=["probabilities"])]
+    shape: Annotated[Sequence[int], Meta(description="Its shape, rows first", examples=[[1, 2]])]
+    datatype: Annotated[str, Meta(description="The protocol's name of its elements' type", examples=["FP32"])]
+    data: Annotated[list[Any] | UnsetType, Meta(description="Its elements, row by row", examples=[[0.1, 0.9]])] = UNSET
+    parameters: Annotated[
+        OutputParameters | UnsetType, Meta(description="In the place of `data`: its bytes follow the JSON")
+    ] = UNSET
+
+
+class InferParameters(msgspec.Struct, gc=False):
+    """What this server says beside the outputs."""
+
+    prediction_ids: Annotated[
+        str,
+        Meta(
+            description="The rows' ids in the log, a JSON array as text",
+            examples=['["01a2082d-7b3c-7000-8000-2f6d5a1c9e04"]'],
+        ),
+    ]
+
+
+class InferAnswer(msgspec.Struct, kw_only=True, gc=False):
+    """The JSON of an answer."""
+
+    model_name: Annotated[str, Meta(description="The model that answers", examples=["car-loan"])]
+    model_version: Annotated[str, Meta(description="Its version", examples=["1"])]
+    id: Annotated[str | UnsetType, Meta(description="The request's, if it had one", examples=["42"])] = UNSET
+    parameters: Annotated[InferParameters, Meta(description="The rows' ids")]
+    outputs: Annotated[list[OutputTensor], Meta(description="The outputs that were asked for")]
+
+
+INFER_DECODER = msgspec.json.Decoder(InferBody)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +159,7 @@ def read_header_length(value: str, size: int) -> int:
 def decode_request(body: bytes, json_size: int) -> InferRequest:
     """Decode a request whose first `json_size` bytes are JSON. Raises 400, or 501 for what is not supported."""
     try:
-        asked = DECODER.decode(body[:json_size])
+        asked = INFER_DECODER.decode(body[:json_size])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         detail = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise MalformedBodyError(f"no inference request: {detail}") from error
@@ -135,7 +199,7 @@ def read_input(asked: InputBody, blobs: Blobs) -> NamedTensor:
     if (size is None) == isinstance(asked.data, UnsetType):
         raise MalformedBodyError(f"input {name!r}: give either data or parameters.binary_data_size")
     if not isinstance(asked.data, UnsetType):
-        array = read_json(name, asked.datatype, asked.shape, bytes(asked.data))
+        array = read_json_tensor(name, asked.datatype, asked.shape, bytes(asked.data))
     elif type(size) is int and size >= 0:
         array = read_binary(name, asked.datatype, asked.shape, blobs.take(name, size))
     else:
@@ -166,17 +230,16 @@ def choose_outputs(request: InferRequest, names: Sequence[str]) -> dict[str, boo
     return dict(request.outputs) or dict.fromkeys(names, request.binary_outputs)
 
 
-def encode_answer(head: Mapping[str, Any], tensors: Sequence[tuple[NamedTensor, bool]]) -> tuple[bytes, int | None]:
-    """Encode `head` and the outputs, those marked in binary; return the body and, with binary data, the JSON's size."""
-    outputs, blobs = [], []
+def encode_answer(answer: InferAnswer, tensors: Sequence[tuple[NamedTensor, bool]]) -> tuple[bytes, int | None]:
+    """Encode an answer with these outputs, those marked in binary; return the body and, with bytes, the JSON's size."""
+    blobs = []
     for tensor, is_binary in tensors:
-        output: dict[str, Any] = {"name": tensor.name, "shape": tensor.array.shape, "datatype": tensor.datatype}
+        output = OutputTensor(tensor.name, tensor.array.shape, tensor.datatype)
         if is_binary:
-            blob = write_binary(tensor)
-            blobs.append(blob)
-            output["parameters"] = {"binary_data_size": len(blob)}
+            blobs.append(write_binary(tensor))
+            output.parameters = OutputParameters(len(blobs[-1]))
         else:
-            output["data"] = tensor.array.reshape(-1).tolist()
-        outputs.append(output)
-    body = msgspec.json.encode({**head, "outputs": outputs})
+            output.data = tensor.array.reshape(-1).tolist()
+        answer.outputs.append(output)
+    body = msgspec.json.encode(answer)
     return b"".join([body, *blobs]), len(body) if blobs else None

@@ -1,170 +1,138 @@
-"""Every route with what it takes and what it can answer: the table that `/openapi.json` is written from."""
+"""The operations of the document, each from a route and what its handler declares."""
 
+import inspect
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from http import HTTPStatus
 
-import msgspec
+from starlette.routing import Route
 
-from app.api.model_admin import LoadBody, PinBody, UnloadBody
-from app.api.predict_batch import Prediction, Predictions
-from app.api.predictions import PageQuery
-from app.api.quality import CountsQuery, HistoryQuery, QualityCounts, QualityQuery
-from app.openapi import shapes
-
-JSON = "application/json"
-
-Content = type[msgspec.Struct] | str
-"""What an answer holds: JSON of this shape, or something of this media type."""
+from app.openapi.problems import PROBLEMS_OF_ANY, REQUEST_ID_HEADER, make_problem, name_problem
+from app.web.deployment import Deployment
+from app.web.json import JSON
+from app.web.operation import Body, Content, Operation, Schema, find_operation
+from app.web.schemas import forbid_nul, make_components, make_example, make_properties
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
-    """One method of one path; `problems` are the statuses answered as problem+json, beside those of any request.
+class DocumentedOperation:
+    """One method of one path, what its handler declares, and what depends on the models that are loaded."""
 
-    `body` is None where the document's writer has more to say of the body than a Struct can.
-    """
-
-    path: str
     id: str
-    tag: Literal["predictions", "labels", "quality", "models", "operations"]
-    summary: str
-    answers: dict[int, tuple[Content, ...]]
-    problems: tuple[int, ...] = ()
-    query: type[msgspec.Struct] | None = None
-    body: type[msgspec.Struct] | None = None
-    method: Literal["get", "post"] = "get"
+    path: str
+    method: str
+    declared: Operation
+    description: str
+    bodies: Sequence[Body]
+    examples: Mapping[str, object]
+
+    @property
+    def problems(self) -> set[int]:
+        """The statuses of errors that it may be answered."""
+        return {*self.declared.problems, *PROBLEMS_OF_ANY}
 
 
-PROBLEMS_OF_ANY = (400, 408, 414, 431, 500, 503)
-"""The server's protocol answers these before a route is looked up, and 500 would be a bug."""
+def list_operations(routes: Sequence[Route], deployment: Deployment) -> list[DocumentedOperation]:
+    """List every operation of these routes; raise LookupError for a route that declares none."""
+    operations: list[DocumentedOperation] = []
+    first_paths: dict[str, str] = {}
+    for route in routes:
+        declared, path = find_operation(route.endpoint), re.sub(r":\w+}", "}", route.path)
+        identity = declared.id + name_difference(first_paths.setdefault(declared.id, path), path)
+        methods = sorted((route.methods or set()) - {"HEAD"})
+        operations += [
+            DocumentedOperation(
+                id=identity if method == methods[0] else f"{identity}{method.capitalize()}",
+                path=path,
+                method=method.lower(),
+                declared=declared,
+                description=inspect.getdoc(route.endpoint) or "",
+                bodies=declared.bodies(deployment) if declared.bodies else (),
+                examples=declared.examples(deployment),
+            )
+            for method in methods
+        ]
+    return operations
 
-OPERATIONS = (
-    Operation(
-        "/predict",
-        "predict",
-        "predictions",
-        "Score one row or many; the 200 is sent when every row is safe",
-        {200: (Prediction, Predictions)},
-        problems=(404, 413, 415, 422),
-        method="post",
-    ),
-    Operation(
-        "/labels",
-        "label",
-        "labels",
-        "Take true labels: one, many, or one per line; all or none, answered after COMMIT",
-        {200: (shapes.LabelCounts,)},
-        problems=(413, 415, 422),
-        method="post",
-    ),
-    Operation(
-        "/predictions",
-        "listPredictions",
-        "predictions",
-        "Stored predictions, newest first",
-        {200: (shapes.PredictionPage,)},
-        problems=(422,),
-        query=PageQuery,
-    ),
-    Operation(
-        "/predictions/{prediction_id}",
-        "getPrediction",
-        "predictions",
-        "One stored prediction with every label that came for it",
-        {200: (shapes.PredictionHistory,)},
-        problems=(404, 422),
-    ),
-    Operation(
-        "/quality",
-        "getQuality",
-        "quality",
-        "How good each version is: per window, or between since and until",
-        {200: (shapes.QualityResults,)},
-        problems=(422,),
-        query=QualityQuery,
-    ),
-    Operation(
-        "/quality/history",
-        "getQualityHistory",
-        "quality",
-        "How good a version was: every minute of the last day, every hour before",
-        {200: (shapes.QualityHistory,)},
-        problems=(422,),
-        query=HistoryQuery,
-    ),
-    Operation(
-        "/quality/counts",
-        "getQualityCounts",
-        "quality",
-        "What stands behind a version's numbers: its predictions over time, and by score",
-        {200: (QualityCounts,)},
-        problems=(404, 422),
-        query=CountsQuery,
-    ),
-    Operation("/models", "listModels", "models", "Every version, served or not", {200: (shapes.ModelList,)}),
-    Operation(
-        "/models/{model}/versions/{version}",
-        "getVersion",
-        "models",
-        "One version",
-        {200: (shapes.ServedVersion, shapes.MissingVersion)},
-        problems=(404,),
-    ),
-    Operation(
-        "/models/{model}/load",
-        "loadVersion",
-        "models",
-        "Serve a version from its file as it is now; without one, the highest in MODEL_DIR",
-        {200: (shapes.ServedVersion,)},
-        problems=(404, 409, 413, 415, 422),
-        body=LoadBody,
-        method="post",
-    ),
-    Operation(
-        "/models/{model}/unload",
-        "unloadVersion",
-        "models",
-        "Let a version take no more requests, until it is loaded or the server starts again",
-        {200: (shapes.UnloadedVersion,)},
-        problems=(404, 409, 413, 415, 422),
-        body=UnloadBody,
-        method="post",
-    ),
-    Operation(
-        "/models/{model}/pin",
-        "pinVersion",
-        "models",
-        "Make a version the default, also after a restart; null: the highest again",
-        {200: (shapes.DefaultVersion,)},
-        problems=(404, 413, 415, 422),
-        body=PinBody,
-        method="post",
-    ),
-    Operation("/health", "getHealth", "operations", "What is wrong, if anything", {200: (shapes.Health,)}),
-    Operation("/health/live", "isLive", "operations", "Whether the process lives", {200: (shapes.Liveness,)}),
-    Operation(
-        "/health/ready",
-        "isReady",
-        "operations",
-        "Whether /predict can keep its promise",
-        {200: (shapes.Readiness,), 503: (shapes.Readiness,)},
-    ),
-    Operation(
-        "/metrics",
-        "getMetrics",
-        "operations",
-        "Metrics for Prometheus, in the format that Accept asks for",
-        {200: ("text/plain", "application/openmetrics-text")},
-    ),
-    Operation("/openapi.json", "getOpenapi", "operations", "This document", {200: (JSON,), 304: ()}),
-    Operation("/", "getModelPage", "operations", "How the model does, as a page", {200: ("text/html",), 304: ()}),
-    Operation("/docs", "getDocs", "operations", "This document as a page", {200: ("text/html",), 304: ()}),
-    Operation(
-        "/page/{file}",
-        "getPageFile",
-        "operations",
-        "A part of these pages",
-        {200: ("text/css", "text/javascript"), 304: ()},
-        problems=(404,),
-    ),
-)
+
+def name_difference(first: str, path: str) -> str:
+    """Return the words of a path that the first one with the same handler does not have, for a name of its own."""
+    words = [re.findall(r"[^\W_]+", re.sub(r"(\w+)s/{\1}", r"\1", one)) for one in (first, path)]
+    return "".join(word.capitalize() for word in words[1] if word not in words[0])
+
+
+def make_operation(operation: DocumentedOperation, components: dict[str, Schema]) -> Schema:
+    """Write one operation."""
+    declared = operation.declared
+    parameters = list_parameters(operation)
+    answers = {status: make_answer(status, contents, components) for status, contents in declared.answers.items()}
+    for status in operation.problems:
+        if status not in answers:
+            answers[status] = {"$ref": f"#/components/responses/{name_problem(operation.path, status)}"}
+        else:
+            answers[status] = join_answers(answers[status], make_problem(operation.path, status))
+    return {
+        "operationId": operation.id,
+        "tags": [declared.tag],
+        "summary": declared.summary,
+        "description": operation.description,
+        **({"parameters": parameters} if parameters else {}),
+        **({"requestBody": make_body(operation.bodies)} if operation.bodies else {}),
+        "responses": {str(status): answers[status] for status in sorted(answers)},
+    }
+
+
+def list_parameters(operation: DocumentedOperation) -> list[Schema]:
+    """List what stands in the path and in the query."""
+    declared = operation.declared
+    in_path = {name: make_components([declared.path[name]])[0][0] for name in re.findall(r"{(\w+)}", operation.path)}
+    in_query = make_properties(declared.query) if declared.query else {}
+    parameters = [make_parameter("path", name, schema, operation.examples) for name, schema in in_path.items()]
+    parameters += [
+        make_parameter("query", name, forbid_nul(schema), operation.examples) for name, schema in in_query.items()
+    ]
+    return parameters
+
+
+def make_parameter(place: str, name: str, schema: Schema, live_examples: Mapping[str, object]) -> Schema:
+    """Write a parameter. Only a required one has its example outside of the schema, where pages fill it in from."""
+    described = {"name": name, "in": place, "required": "default" not in schema, "description": schema["description"]}
+    examples = [live_examples[name]] if name in live_examples else schema["examples"]
+    rest = {key: value for key, value in schema.items() if key != "description"} | {"examples": examples}
+    return {**described, "schema": rest, **({"example": examples[0]} if described["required"] else {})}
+
+
+def make_body(bodies: Sequence[Body]) -> Schema:
+    """Write the body of a request."""
+    content = {}
+    for body in bodies:
+        schema = body.shape if isinstance(body.shape, dict) else make_components([body.shape])[0][0]
+        examples = {name: {"summary": one.summary, "value": one.value} for name, one in body.examples.items()}
+        content[body.media_type] = {"schema": schema, "examples": examples}
+    return {"required": any(body.is_required for body in bodies), "content": content}
+
+
+def make_answer(status: int, contents: Sequence[Content], components: dict[str, Schema]) -> Schema:
+    """Write the answers of one status that are no errors."""
+    types = [content for content in contents if not isinstance(content, str)]
+    content: Schema = {media_type: {} for media_type in contents if isinstance(media_type, str)}
+    if types:
+        schemas, _ = make_components(types)
+        content[JSON] = {
+            "schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas},
+            "examples": {
+                kind.__name__: {"value": make_example(schema, components)}
+                for kind, schema in zip(types, schemas, strict=True)
+            },
+        }
+    return {"description": HTTPStatus(status).phrase, "headers": REQUEST_ID_HEADER, "content": content}
+
+
+def join_answers(answer: Schema, problem: Schema) -> Schema:
+    """Write the answers of a status that may be an error, too, in another media type or in the same."""
+    content = {**problem["content"], **answer["content"]}
+    for media_type in problem["content"].keys() & answer["content"].keys():
+        schemas = [one["content"][media_type]["schema"] for one in (answer, problem)]
+        content[media_type] = {**answer["content"][media_type], "schema": {"anyOf": schemas}}
+    return {**problem, "content": content}

@@ -21,9 +21,9 @@ SCORE_BARS = 20
 class Counts(msgspec.Struct, kw_only=True):
     """Predictions, those of them that are labelled, and those whose label is the predicted class."""
 
-    predictions: int = 0
-    labelled: int = 0
-    correct: int = 0
+    predictions: Annotated[int, Meta(description="Predictions", examples=[120])] = 0
+    labelled: Annotated[int, Meta(description="Those with a label", examples=[100])] = 0
+    correct: Annotated[int, Meta(description="Those whose label is the predicted class", examples=[94])] = 0
 
     def add(self, row: asyncpg.Record) -> None:
         """Add a row of `count_buckets`."""
@@ -35,16 +35,18 @@ class Counts(msgspec.Struct, kw_only=True):
 class TimeCounts(Counts, kw_only=True):
     """Counts of the predictions with since <= created_at < until."""
 
-    since: datetime
-    until: datetime
-    classes: Annotated[dict[str, int], Meta(description="Predictions by predicted class")]
+    since: Annotated[datetime, Meta(description="Where the bucket begins", examples=["2026-01-01T00:00:00Z"])]
+    until: Annotated[datetime, Meta(description="Where the bucket ends", examples=["2026-01-01T00:01:00Z"])]
+    classes: Annotated[
+        dict[str, int], Meta(description="Predictions by predicted class", examples=[{"0": 40, "1": 80}])
+    ]
 
 
 class ScoreCounts(Counts, kw_only=True):
     """Counts of the predictions with lower <= score < upper, the last one 1.0 too."""
 
-    lower: float
-    upper: float
+    lower: Annotated[float, Meta(description="The lowest score of the bar", examples=[0.95])]
+    upper: Annotated[float, Meta(description="The score where the next bar begins", examples=[1.0])]
 
 
 async def count_window(

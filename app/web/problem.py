@@ -2,17 +2,51 @@
 
 from collections.abc import Sequence
 from http import HTTPStatus
+from typing import Annotated
 
 import msgspec
+from msgspec import UNSET, Meta, UnsetType
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.errors import Fault, ScorekeeperError
+from app.web.json import answer_json
 from app.web.requests import get_path, get_request_id
+
+PROBLEM_JSON = "application/problem+json"
 
 MAX_FAULTS = 20
 """Faults listed in one answer; a batch may have thousands, and the first few tell."""
+
+
+class Problem(msgspec.Struct):
+    """What went wrong (RFC 9457)."""
+
+    type: Annotated[str, Meta(description="Always this: `title` says what `status` means", examples=["about:blank"])]
+    title: Annotated[str, Meta(description="What the status means", examples=["Unprocessable Entity"])]
+    status: Annotated[int, Meta(description="The answer's status", examples=[422])]
+    detail: Annotated[
+        str, Meta(description="What went wrong, in words", examples=["/features/loan_length: expected number"])
+    ]
+    instance: Annotated[
+        str,
+        Meta(
+            description="The request's id, under which the server logs it",
+            examples=["5f1c9d0a7be2430e0000000000000001"],
+        ),
+    ]
+    errors: Annotated[
+        list[Fault] | UnsetType, Meta(description=f"What is wrong with the request, at most {MAX_FAULTS} faults")
+    ] = UNSET
+
+
+class OpenInferenceError(msgspec.Struct):
+    """What went wrong, as the Open Inference Protocol has it."""
+
+    error: Annotated[
+        str, Meta(description="What went wrong, in words", examples=["no such model; loaded are car-loan"])
+    ]
 
 
 def render_error(request: Request, error: Exception) -> Response:
@@ -21,7 +55,7 @@ def render_error(request: Request, error: Exception) -> Response:
 
 
 def render_at(path: str, error: Exception, request_id: str) -> Response:
-    """Answer an error in the form that this path's clients know."""
+    """Answer an error in the form that the clients of this path, without the prefix of a proxy, know."""
     if not is_open_inference(path):
         return render_problem(error, request_id)
     if not isinstance(error, ScorekeeperError):
@@ -53,26 +87,17 @@ def render_http_exception(request: Request, error: Exception) -> Response:
 
 
 def is_open_inference(path: str) -> bool:
-    """Tell whether an answer is to be in the form of the Open Inference Protocol."""
+    """Return whether an error is answered in the form of the Open Inference Protocol."""
     return path == "/v2" or path.startswith("/v2/")
 
 
 def render_open_inference_error(status: int, detail: str, headers: dict[str, str]) -> Response:
     """Answer an error as the Open Inference Protocol has it."""
-    return Response(msgspec.json.encode({"error": detail}), status, headers, media_type="application/json")
+    return answer_json(OpenInferenceError(detail), status, headers)
 
 
 def _render(
     request_id: str, status: int, detail: str, headers: dict[str, str], faults: Sequence[Fault] = ()
 ) -> Response:
-    problem: dict[str, object] = {
-        "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-        "instance": request_id,
-    }
-    if faults:
-        problem["errors"] = list(faults)
-    body = msgspec.json.encode(problem)
-    return Response(body, status, headers, media_type="application/problem+json")
+    problem = Problem("about:blank", HTTPStatus(status).phrase, status, detail, request_id, list(faults) or UNSET)
+    return answer_json(problem, status, headers, PROBLEM_JSON)

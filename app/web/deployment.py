@@ -1,0 +1,82 @@
+"""What the interface's description depends on in this process: the models that are loaded, and a few settings."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from app.serving.features import FeatureKind, ModelInput, Value
+from app.serving.model import Model
+from app.serving.repository import ModelRepository
+from app.serving.signature import ClassName, Signature
+
+
+class FeatureShape(NamedTuple):
+    """What one feature may be; `low` and `high` bound numbers."""
+
+    name: str
+    kind: FeatureKind
+    missing_allowed: bool
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Versions of a model that take the same features. `is_default_model`: no request needs to name it."""
+
+    name: str
+    versions: tuple[str, ...]
+    features: tuple[FeatureShape, ...]
+    inputs: tuple[ModelInput, ...]
+    example: tuple[Value, ...]
+    classes: tuple[ClassName, ...]
+    is_default_model: bool
+    has_default_version: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What is loaded, the default first, and settings; equal while nothing changes, and it keeps no model in memory."""
+
+    models: tuple[ModelShape, ...]
+    max_rows: int
+    windows: tuple[str, ...]
+
+    def examples(self) -> Mapping[str, object]:
+        """Return values of parameters, by name, for which this process has an answer."""
+        first = self.models[0]
+        return {
+            "model": first.name,
+            "version": first.versions[-1],
+            "class": str(first.classes[0]),
+            "window": self.windows[0],
+        }
+
+
+def describe_models(repository: ModelRepository) -> tuple[ModelShape, ...]:
+    """Describe what is loaded, the default first."""
+    groups: dict[tuple[str, tuple[FeatureShape, ...], tuple[ModelInput, ...]], list[Model]] = {}
+    for model in (served.model for served in repository.all()):
+        group = (model.name, describe_features(model.signature), model.signature.inputs)
+        groups.setdefault(group, []).append(model)
+    shapes = [
+        ModelShape(
+            name=name,
+            versions=tuple(model.version for model in models),
+            features=features,
+            inputs=inputs,
+            example=tuple(models[-1].example),
+            classes=models[-1].signature.classes,
+            is_default_model=name == repository.default_model,
+            has_default_version=repository.get(name).model in models,
+        )
+        for (name, features, inputs), models in groups.items()
+    ]
+    return tuple(sorted(shapes, key=lambda one: (not one.is_default_model, not one.has_default_version)))
+
+
+def describe_features(signature: Signature) -> tuple[FeatureShape, ...]:
+    """Return what each feature of a row may be."""
+    return tuple(
+        FeatureShape(one.name, one.kind, one.missing_allowed, one.type.low, one.type.high) for one in signature.features
+    )
