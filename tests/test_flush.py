@@ -10,6 +10,7 @@ import pytest
 
 from app.spool import disk as flush_module
 from app.spool.disk import Flusher, KernelFlusher, ThreadFlusher, explain_result, make_directory, open_flusher
+from tests.support.processes import WAIT_SECONDS
 
 BOTH = pytest.mark.parametrize("make", [KernelFlusher, ThreadFlusher])
 MakeFlusher = Callable[[asyncio.AbstractEventLoop], Flusher]
@@ -26,7 +27,7 @@ async def flush(flusher: Flusher, descriptor: int) -> OSError | None:
     done: asyncio.Future[OSError | None] = asyncio.get_running_loop().create_future()
     flusher.flush(descriptor, done.set_result)
     assert not done.done()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_SECONDS):
         return await done
 
 
@@ -71,7 +72,7 @@ async def test_kernel_flusher_reports_an_operation_that_fails_after_it_was_taken
     done: asyncio.Future[OSError | None] = asyncio.get_running_loop().create_future()
     try:
         flusher._submit(linux_aio.Operation.write(b"x", descriptor, 2**62), done.set_result)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT_SECONDS):
             error = await done
     finally:
         flusher.close()

@@ -21,7 +21,7 @@ from app.spool.reader import SpoolReader, find_segments, name_segment
 from app.spool.segment import HEADER_BYTES, decode_header, encode_frame
 from app.tasks import own_task
 from tests.support.model_disk import SHORT, Fault, ModelDisk, ModelFlusher, PowerLossError
-from tests.support.processes import wait_until
+from tests.support.processes import WAIT_SECONDS, wait_until
 
 SPOOL = Path("/spool")
 MAX_BYTES = 1024**2
@@ -161,7 +161,7 @@ async def test_append_is_refused_when_the_journal_ends_during_its_flush() -> Non
         await asyncio.sleep(0.02)  # the flush is under way, and never ends
 
     with pytest.raises(SpoolUnavailableError, match="stopping"):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT_SECONDS):
             await waiting
 
 
@@ -169,7 +169,7 @@ async def test_append_is_refused_when_the_disk_does_not_answer(monkeypatch: pyte
     monkeypatch.setattr(journal_module, "FLUSH_SECONDS", 0.02)
     async with open_model(ModelDisk(), is_frozen=True) as journal:
         with pytest.raises(SpoolUnavailableError):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(WAIT_SECONDS):
                 await append(journal, b"1")
 
 
