@@ -17,7 +17,10 @@ from asgi_lifespan import LifespanManager
 from app import main
 from app.database.embedded import run_embedded_server
 from app.database.migrate import upgrade_schema
-from tests.support.processes import Server
+from tests.support.limits import pytest_exception_interact, pytest_timeout_set_timer
+from tests.support.processes import WAIT_SECONDS, Server
+
+__all__ = ["pytest_exception_interact", "pytest_timeout_set_timer"]
 
 POSTGRES_BIN = os.environ.get("TEST_POSTGRES_BIN")
 """Directory of another PostgreSQL's programs, to run every test on it; unset: the wheel's."""
@@ -89,9 +92,9 @@ def open_client(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         environment |= settings
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        async with LifespanManager(main, startup_timeout=60, shutdown_timeout=30) as manager:
+        async with LifespanManager(main, startup_timeout=WAIT_SECONDS, shutdown_timeout=WAIT_SECONDS) as manager:
             transport = httpx2.ASGITransport(manager.app, raise_app_exceptions=False)
-            async with httpx2.AsyncClient(transport=transport, base_url="http://test", timeout=30) as client:
+            async with httpx2.AsyncClient(transport=transport, base_url="http://test", timeout=WAIT_SECONDS) as client:
                 yield client
 
     return open_client

@@ -25,6 +25,7 @@ from app.serving.model import Model, Scores
 from app.serving.probabilities import Float32
 from tests.support.batchers import ScoringBatcher
 from tests.support.onnx_models import build_echo, build_fragile, build_slow
+from tests.support.processes import WAIT_SECONDS
 
 LABELS = {"model": "metered", "model_version": "1"}
 INLINE, IN_THREAD = 0.0, 1.0
@@ -44,7 +45,7 @@ class WatchedModel(Model):
     def score(self, *arrays: NDArray[Any]) -> Scores:
         self.runs.append(len(arrays[0]))
         self.started.set()
-        assert self.gate.wait(timeout=10), "the run was held back too long"
+        assert self.gate.wait(timeout=WAIT_SECONDS), "the run was held back too long"
         return super().score(*arrays)
 
 
@@ -69,7 +70,7 @@ async def submit(batcher: ScoringBatcher, *requests: Float32) -> "list[asyncio.T
 
 async def wait_until_held(model: WatchedModel) -> None:
     """Wait until a run is in the thread, held back by the closed gate."""
-    assert await asyncio.to_thread(model.started.wait, 10)
+    assert await asyncio.to_thread(model.started.wait, WAIT_SECONDS)
 
 
 @pytest.mark.parametrize("seconds", [INLINE, IN_THREAD], ids=["inline", "thread"])

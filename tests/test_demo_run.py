@@ -29,7 +29,7 @@ async def test_demo_predicts_and_ends_all_of_it_on_ctrl_c(database_url: str, tmp
     port = find_free_port()
 
     async with started_demo(database_url, tmp_path, port, path="/nowhere") as process:
-        await wait_until(lambda: count_predictions(port), seconds=60, what=lambda: "predictions")
+        await wait_until(lambda: count_predictions(port), what=lambda: "predictions")
         process.send_signal(signal.SIGINT)
         output, _ = await process.communicate()
 
@@ -47,7 +47,7 @@ async def test_demo_gives_prometheus_the_addresses_of_this_machine(database_url:
     program.chmod(0o755)
 
     async with started_demo(database_url, tmp_path, port, path=f"{program.parent}:/usr/bin:/bin") as process:
-        await wait_until(lambda: has_lines(record), seconds=60, what=lambda: "Prometheus is started")
+        await wait_until(lambda: has_lines(record), what=lambda: "Prometheus is started")
         process.send_signal(signal.SIGTERM)
         await process.communicate()
 

@@ -23,6 +23,7 @@ import uvloop
 from app.database import embedded, embedded_home
 from app.database.embedded import run_embedded_server
 from app.errors import StartupError
+from tests.support.processes import WAIT_SECONDS
 
 IS_ROOT = os.geteuid() == 0
 ROOT_OF_APP = Path(embedded.__file__).parents[2]
@@ -94,8 +95,8 @@ def is_alive(pid: int) -> bool:
     return False
 
 
-def wait_until_gone(pid: int, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
+def wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
     while is_alive(pid):
         assert time.monotonic() < deadline, f"process {pid} does not end"
         time.sleep(0.01)
@@ -119,7 +120,7 @@ def read_dsn(child: subprocess.Popen[str]) -> str:
 
 
 def end(child: subprocess.Popen[str]) -> int:
-    child.communicate(timeout=20)
+    child.communicate(timeout=WAIT_SECONDS)
     return child.returncode
 
 
@@ -358,7 +359,7 @@ async def test_start_succeeds_when_initdb_was_killed_half_way(
 
 
 def kill_in_initdb(child: subprocess.Popen[str], home: Path) -> Path:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + WAIT_SECONDS
     while not (begun := list(home.glob("new-*/data/base"))):
         assert time.monotonic() < deadline, "initdb does not begin"
         time.sleep(0.002)
@@ -384,7 +385,7 @@ async def test_start_succeeds_when_a_stranger_has_the_dead_servers_number(place:
 
 def wait_until_not_written(half_done: Path) -> None:
     """The killed child leaves an initdb behind, which ends when it next tells its parent something."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + WAIT_SECONDS
     while any(f"--pgdata={half_done.name}/" in line for line in read_command_lines()):
         assert time.monotonic() < deadline, "the killed child's initdb does not end"
         time.sleep(0.01)

@@ -11,6 +11,7 @@ import pytest
 from app.spool import flush as flush_module
 from app.spool.disk import DISK, make_directories
 from app.spool.flush import Flusher, KernelFlusher, ThreadFlusher, explain_result, open_flusher
+from tests.support.processes import WAIT_SECONDS
 
 BOTH = pytest.mark.parametrize("make", [KernelFlusher, ThreadFlusher])
 MakeFlusher = Callable[[asyncio.AbstractEventLoop], Flusher]
@@ -27,7 +28,7 @@ async def flush(flusher: Flusher, descriptor: int) -> OSError | None:
     done: asyncio.Future[OSError | None] = asyncio.get_running_loop().create_future()
     flusher.flush(descriptor, done.set_result)
     assert not done.done()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_SECONDS):
         return await done
 
 
@@ -72,7 +73,7 @@ async def test_kernel_flusher_reports_an_operation_that_fails_after_it_was_taken
     done: asyncio.Future[OSError | None] = asyncio.get_running_loop().create_future()
     try:
         flusher._submit(linux_aio.Operation.write(b"x", descriptor, 2**62), done.set_result)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT_SECONDS):
             error = await done
     finally:
         flusher.close()

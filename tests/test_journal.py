@@ -22,7 +22,7 @@ from app.spool.segment import HEADER_BYTES, decode_header, encode_frame
 from app.spool.spool import Spool, name_segment, open_spool, read_spool
 from app.tasks import own_task
 from tests.support.model_disk import SHORT, Fault, ModelDisk, ModelFlusher, PowerLossError
-from tests.support.processes import wait_until
+from tests.support.processes import WAIT_SECONDS, wait_until
 
 SPOOL = Path("/spool")
 MAX_BYTES = 1024**2
@@ -171,7 +171,7 @@ async def test_append_is_refused_when_the_journal_ends_during_its_flush() -> Non
         await asyncio.sleep(0.02)  # the flush is under way, and never ends
 
     with pytest.raises(UnavailableError, match="stopping"):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WAIT_SECONDS):
             await waiting
 
 
@@ -179,7 +179,7 @@ async def test_append_is_refused_when_the_disk_does_not_answer(monkeypatch: pyte
     monkeypatch.setattr(journal_module, "FLUSH_SECONDS", 0.02)
     async with open_model(ModelDisk(), is_frozen=True) as (_, journal):
         with pytest.raises(UnavailableError):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(WAIT_SECONDS):
                 await append(journal, b"1")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, WAIT_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_an_import_that_is_forbidden_breaks_a_contract(tmp_path: Path, module: s
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=WAIT_SECONDS,
         check=False,
     )
 

@@ -115,7 +115,7 @@ async def test_ledger_is_exact_after_writers_were_killed_at_random(
     await register_demo(connection)
     await store(connection, make_record(NOW - timedelta(days=1)), make_record(NOW))
 
-    async with disturb(pool, connection, chance), asyncio.timeout(120):
+    async with disturb(pool, connection, chance):
         await asyncio.gather(
             *(ship(pool, rows, chance) for rows in (records, records[::-1])),
             *(label(pool, records, random.Random(f"{seed} {number}")) for number in range(8)),

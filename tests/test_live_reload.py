@@ -16,7 +16,7 @@ from tests.conftest import OpenClient
 from tests.support.answers import FEATURES, predict, read_problem
 from tests.support.load import Answers, find_lost, load
 from tests.support.onnx_models import build_echo, write_model
-from tests.support.processes import ROOT, Server, wait_until
+from tests.support.processes import ROOT, WAIT_SECONDS, Server, wait_until
 from tests.support.records import register_demo
 
 DEMO_FILE = ROOT / "demo" / "models" / "car-loan" / "1" / "model.onnx"
@@ -67,7 +67,7 @@ async def get_json(server: Server, path: str) -> Any:
 
 
 async def post(server: Server, path: str, **body: object) -> httpx2.Response:
-    async with httpx2.AsyncClient(base_url=server.url, timeout=30) as client:
+    async with httpx2.AsyncClient(base_url=server.url, timeout=WAIT_SECONDS) as client:
         return await client.post(path, json=body)
 
 
@@ -76,14 +76,14 @@ async def wait_for_default(server: Server, version: str) -> None:
         listed = (await get_json(server, "/models"))["models"]
         return [one["version"] for one in listed if one["default"]] == [version]
 
-    await wait_until(has_default, seconds=30, what=lambda: f"{version} is the default: {server.log.decode()}")
+    await wait_until(has_default, what=lambda: f"{version} is the default: {server.log.decode()}")
 
 
 async def wait_for_reasons(server: Server, *codes: str) -> None:
     async def has_reasons() -> bool:
         return [reason["code"] for reason in (await get_json(server, "/health"))["reasons"]] == list(codes)
 
-    await wait_until(has_reasons, seconds=30, what=lambda: f"/health shows {codes}: {server.log.decode()}")
+    await wait_until(has_reasons, what=lambda: f"/health shows {codes}: {server.log.decode()}")
 
 
 async def wait_for_answers(answers: Answers, more: int = 200) -> None:
@@ -93,7 +93,7 @@ async def wait_for_answers(answers: Answers, more: int = 200) -> None:
     async def has_answers() -> bool:
         return answers.seen.total() >= goal
 
-    await wait_until(has_answers, seconds=30)
+    await wait_until(has_answers)
 
 
 def count_versions(answers: Answers) -> Counter[str]:
@@ -352,4 +352,4 @@ async def test_version_is_served_before_it_is_registered_when_the_database_is_st
 
     assert answer.json()["model_version"] == "2"
     assert registered == 1
-    await wait_until(is_registered, seconds=30)
+    await wait_until(is_registered)

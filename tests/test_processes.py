@@ -107,10 +107,10 @@ async def test_a_crash_of_postgresql_is_answered_503_at_level_database(open_path
             async with load(server.url) as answers:
                 await wait_for_promises(answers, 200)
                 await kill_postgres(url)
-                await wait_until(lambda: has_seen(answers.seen, "503"), seconds=30)
+                await wait_until(lambda: has_seen(answers.seen, "503"))
                 not_ready = await server.is_ready()
         async with run_embedded_server(open_path / "postgres") as url:
-            await wait_until(server.is_ready, seconds=30)
+            await wait_until(server.is_ready)
             async with httpx2.AsyncClient(base_url=server.url) as client:
                 after = await client.post("/predict", json={"features": [1, 2, 3, 4, 5]})
             lost = await find_lost(url, answers)
@@ -231,7 +231,7 @@ async def wait_for_promises(answers: Answers, count: int) -> None:
     async def has_promised() -> bool:
         return len(answers.promised) >= count
 
-    await wait_until(has_promised, seconds=30, what=lambda: f"{count} rows are answered: {answers.seen}")
+    await wait_until(has_promised, what=lambda: f"{count} rows are answered: {answers.seen}")
 
 
 async def has_seen(seen: dict[str, int], status: str) -> bool:

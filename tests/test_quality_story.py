@@ -57,7 +57,7 @@ async def fetch_window(client: httpx2.AsyncClient, labelled: int) -> dict[str, A
         results = (await client.get("/quality")).json()["results"]
         return results[0] if results and results[0]["labelled"] == labelled else None
 
-    return await wait_until(is_counted, seconds=30)
+    return await wait_until(is_counted)
 
 
 async def export(database_url: str, result: dict[str, Any], output: Path) -> list[dict[str, str]]:

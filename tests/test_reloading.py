@@ -499,7 +499,7 @@ async def test_request_finishes_on_its_version_when_that_is_withdrawn_and_memory
             async def is_gone() -> bool:  # a moment later: the thread still has to let go of its last batch
                 return gone() is None
 
-            await wait_until(is_gone, seconds=5)
+            await wait_until(is_gone)
         finally:
             gc.enable()
     assert all(np.array_equal(answer.probabilities, make_rows(8)[:, :2]) for answer in answers)

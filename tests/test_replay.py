@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from app.replay.sending import is_labelled
-from tests.support.processes import Server, run_app, start_app, wait_until
+from tests.support.processes import WAIT_SECONDS, Server, run_app, start_app, wait_until
 
 
 async def test_replay_ends_with_equal_f1_values(server: Server) -> None:
@@ -98,7 +98,7 @@ async def test_endless_replay_begins_again_and_outlives_a_restart_of_the_server(
         await server.start()
         after = await wait_until(lambda: count_labels(server, more_than=before["labelled"] + 60))
         process.send_signal(signal.SIGINT)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(WAIT_SECONDS):
             status = await process.wait()
 
     assert status == 130

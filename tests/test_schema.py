@@ -16,7 +16,7 @@ from app.errors import StartupError
 from app.quality.labels import take_labels
 from tests.conftest import execute
 from tests.support.ledger import assert_exact, read_ledger
-from tests.support.processes import ROOT, find_free_port
+from tests.support.processes import ROOT, WAIT_SECONDS, find_free_port
 from tests.support.records import make_label, make_record, register_demo, store
 
 SCHEMA = """
@@ -45,7 +45,7 @@ async def run_alembic(url: str, *arguments: str, cwd: Path = ROOT) -> tuple[int,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(WAIT_SECONDS):
         _, output = await process.communicate()
     assert process.returncode is not None
     return process.returncode, output.decode()

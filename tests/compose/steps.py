@@ -147,7 +147,7 @@ async def lose_nothing(stack: Stack, fault: Callable[[], Awaitable[None]]) -> st
         before = len(answers.promised)
         await wait_until(lambda: has_grown(answers, before), what=lambda: "predictions are answered again")
         await asyncio.sleep(UNDER_LOAD_SECONDS)
-    await wait_until(lambda: has_all(stack, answers), seconds=60, what=lambda: "every answered row is stored")
+    await wait_until(lambda: has_all(stack, answers), what=lambda: "every answered row is stored")
     return f"{len(answers.promised)} answered and stored"
 
 
@@ -180,7 +180,7 @@ async def stop_and_start(stack: Stack) -> str:
     stack.compose("start", "app")
     starting = time.monotonic()
     async with httpx2.AsyncClient(base_url=stack.url("app"), timeout=5) as client:
-        await wait_until(lambda: is_ready(client), seconds=60, what=lambda: "the server is ready")
+        await wait_until(lambda: is_ready(client), what=lambda: "the server is ready")
     return f"{stopped - stopping:.1f} s to stop, {time.monotonic() - starting:.1f} s from the start to ready"
 
 

@@ -51,7 +51,7 @@ async def disk_read_only(world: World) -> AsyncIterator[None]:
     since = time.monotonic()
     async with read_only(disk):
         await world.server.start(wait=False)
-        await wait_until(lambda: has_refused(world, since), seconds=20, what=lambda: "a request is refused")
+        await wait_until(lambda: has_refused(world, since), what=lambda: "a request is refused")
         world.check(not await world.server.is_ready(), "the server says that it is ready on a read-only disk")
     yield
 

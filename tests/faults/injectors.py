@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-ATTACH_SECONDS = 20.0
+from tests.support.processes import WAIT_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ async def inject(pid: int, calls: str, how: str, log: Path, paths: tuple[Path, .
     process = await asyncio.create_subprocess_exec("strace", *words, stderr=asyncio.subprocess.PIPE)
     assert process.stderr is not None
     try:
-        async with asyncio.timeout(ATTACH_SECONDS):
+        async with asyncio.timeout(WAIT_SECONDS):
             said = b""
             while b" attached" not in said:
                 line = await process.stderr.readline()
@@ -81,7 +81,7 @@ async def _run(*command: str) -> None:
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(WAIT_SECONDS):
         output, _ = await process.communicate()
     assert process.returncode == 0, f"{command}: {output.decode()}"
 

@@ -16,7 +16,7 @@ SLOW_BYTES_PER_SECOND = 4e6
 async def spool_full(world: World) -> AsyncIterator[None]:
     """PostgreSQL is away until the spool holds no more: then requests are refused, until it has room again."""
     await world.postgres.kill()
-    await wait_until(lambda: has_refused(world), seconds=60, what=lambda: f"the spool is full: {world.peaks}")
+    await wait_until(lambda: has_refused(world), what=lambda: f"the spool is full: {world.peaks}")
     await asyncio.sleep(2)
     ready = await world.server.is_ready()
     world.check(not ready, "the server says that it is ready although its spool is full")

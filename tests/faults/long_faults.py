@@ -18,7 +18,7 @@ from tests.faults.postgres import Postgres
 from tests.faults.proxy import Proxy, open_proxy
 from tests.faults.world import World
 from tests.support.load import fetch_rows
-from tests.support.processes import find_free_port, wait_until
+from tests.support.processes import WAIT_SECONDS, find_free_port, wait_until
 
 DEBIAN_POSTGRES = Path("/usr/lib/postgresql/15/bin")
 """Debian's postgresql-15: the wheel has no pg_basebackup."""
@@ -191,6 +191,6 @@ async def run_as(user: int, group: int, environment: Mapping[str, str], *command
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(WAIT_SECONDS):
         output, _ = await process.communicate()
     assert process.returncode == 0, f"{command}: {output.decode()}"

@@ -11,6 +11,8 @@ from tests.faults.scenario import Scenario, run_scenario
 from tests.faults.scenarios import list_scenarios
 from tests.faults.suite import open_postgres
 
+pytestmark = pytest.mark.timeout(300)  # a fault lasts, then what was promised has a minute to be stored
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def faulty_postgres() -> AsyncIterator[Postgres]:

@@ -82,14 +82,14 @@ class World:
         if not holds:
             self.problems.append(problem)
 
-    async def wait_for_promises(self, more: int, seconds: float = 30) -> None:
+    async def wait_for_promises(self, more: int) -> None:
         """Wait until the clients have been promised `more` rows than now."""
         goal = len(self.answers.promised) + more
 
         async def has_promised() -> bool:
             return len(self.answers.promised) >= goal
 
-        await wait_until(has_promised, seconds=seconds, what=lambda: f"{more} rows are answered: {self.answers.seen}")
+        await wait_until(has_promised, what=lambda: f"{more} rows are answered: {self.answers.seen}")
 
     def list_exchanges(self, since: float, outcome: str) -> list[Exchange]:
         """List requests sent since then (monotonic) with that outcome."""

@@ -188,7 +188,7 @@ async def check_rows(database_url: str, findings: Findings) -> None:
             return bool(found == len(findings.said))
 
         with suppress(AssertionError):  # what is missing is named below
-            await wait_until(is_complete, seconds=60)
+            await wait_until(is_complete)
         rows = await connection.fetch(SELECT_ROWS)
     finally:
         await connection.close()

@@ -15,7 +15,7 @@ from typing import Any
 import httpx2
 
 from app.server.deadlines import Limits
-from tests.support.processes import ROOT, find_free_port, wait_until
+from tests.support.processes import ROOT, WAIT_SECONDS, find_free_port, wait_until
 
 BODY = b'{"features": [1, 2, 3, 4, 5]}'
 HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -60,10 +60,10 @@ class Process:
             return False
 
     async def wait_until_ready(self) -> None:
-        await wait_until(self.is_ready, seconds=60, what=self.log.read_text)
+        await wait_until(self.is_ready, what=self.log.read_text)
 
     async def wait(self) -> int:
-        return await asyncio.to_thread(self.process.wait, 30)
+        return await asyncio.to_thread(self.process.wait, WAIT_SECONDS)
 
 
 @contextmanager
@@ -89,7 +89,7 @@ class Client:
         await self.writer.drain()
 
     async def read_answer(self) -> Answer:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT_SECONDS):
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
             lines = head.split("\r\n")
             headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:-2])}
@@ -99,7 +99,7 @@ class Client:
 
     async def read_end(self) -> float:
         """Read the end of the connection, before which nothing may come; return the age of the connection."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT_SECONDS):
             assert await self.reader.read() == b""
         return time.monotonic() - self.opened_at
 

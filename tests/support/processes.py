@@ -16,6 +16,9 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
 
+WAIT_SECONDS = 60.0
+"""For whatever a test waits for: far more than it takes, so that a busy machine fails no test."""
+
 
 class Server:
     """A server process that may be started again after it has ended; its output is kept in `log`."""
@@ -41,7 +44,7 @@ class Server:
         )
         self._reader = asyncio.create_task(self._read())
         if wait:
-            await wait_until(self.is_ready, seconds=60, what=lambda: f"the server is ready: {self.log.decode()}")
+            await wait_until(self.is_ready, what=lambda: f"the server is ready: {self.log.decode()}")
 
     async def _read(self) -> None:
         assert self.process is not None
@@ -66,7 +69,7 @@ class Server:
         """Wait until the process has ended and all its output is read; return its status."""
         assert self.process is not None
         assert self._reader is not None
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(WAIT_SECONDS):
             status = await self.process.wait()
             await self._reader
         return status
@@ -102,7 +105,7 @@ async def run_app(*arguments: str, environment: Mapping[str, str] | None = None)
 async def wait_until(
     condition: Callable[[], Awaitable[T | None]],
     *,
-    seconds: float = 15,
+    seconds: float = WAIT_SECONDS,
     what: Callable[[], str] = lambda: "the condition",
 ) -> T:
     """Return the first truthy value of `condition`; fail after `seconds`."""
@@ -112,7 +115,7 @@ async def wait_until(
         if value:
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds} s: {what()}")
+            raise AssertionError(f"not within {seconds:g} s: {what()}")
         await asyncio.sleep(0.02)
 
 

@@ -14,6 +14,7 @@ from asgi_lifespan import LifespanManager
 from app import main
 from tests.conftest import execute, with_database
 from tests.support.answers import JSON_HEADERS, count_written
+from tests.support.processes import WAIT_SECONDS
 
 shared_loop = pytest.mark.asyncio(loop_scope="module")
 """For tests that use an application which lives as long as their module."""
@@ -49,11 +50,11 @@ async def open_refusing(postgres: str, directory: Path, **settings: str) -> Asyn
     with pytest.MonkeyPatch.context() as patch:
         for variable, value in {"DATABASE_URL": url, "DATA_DIR": str(directory), **settings}.items():
             patch.setenv(variable, value)
-        manager = LifespanManager(main, startup_timeout=60, shutdown_timeout=30)
+        manager = LifespanManager(main, startup_timeout=WAIT_SECONDS, shutdown_timeout=WAIT_SECONDS)
         await manager.__aenter__()  # the environment is read here, and must be given back before the tests run
     try:
         transport = httpx2.ASGITransport(manager.app, raise_app_exceptions=False)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://test", timeout=30) as client:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://test", timeout=WAIT_SECONDS) as client:
             yield Refusing(client, connection)
     finally:
         await manager.__aexit__()

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx2
 
-from tests.support.processes import ROOT, find_free_port, wait_until
+from tests.support.processes import ROOT, WAIT_SECONDS, find_free_port, wait_until
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +150,12 @@ async def run_process(address: str, command: tuple[str, ...], log: Path) -> Asyn
         process = await asyncio.create_subprocess_exec(*command, stdout=output, stderr=output)
     try:
         async with httpx2.AsyncClient(base_url=f"http://{address}", timeout=10) as client:
-            await wait_until(lambda: is_ready(client), seconds=30, what=log.read_text)
+            await wait_until(lambda: is_ready(client), what=log.read_text)
             yield client
     finally:
         if process.returncode is None:
             process.terminate()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(WAIT_SECONDS):
             await process.wait()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, WAIT_SECONDS
 
 RULES = sorted(map(str, ROOT.glob("prometheus/*.rules.yml")))
 CASES = sorted(map(str, ROOT.glob("prometheus/*.test.yml")))
@@ -15,7 +15,7 @@ ALERTMANAGER = str(ROOT / "prometheus" / "alertmanager.yml")
 
 def run(*command: str) -> str:
     """Run a tool and return what it says; fail with that when its status is not 0."""
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=WAIT_SECONDS, cwd=ROOT)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

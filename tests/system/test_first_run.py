@@ -9,9 +9,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx2
+import pytest
 
-from tests.support.processes import ROOT, find_free_port, wait_until
+from tests.support.processes import ROOT, WAIT_SECONDS, find_free_port, wait_until
 from tests.support.programs import INSTALL_SECONDS, clean_environment, run
+
+pytestmark = pytest.mark.timeout(1000)  # packages are installed
 
 
 async def test_make_run_answers_the_readmes_requests_and_replay_agrees(open_path: Path) -> None:
@@ -78,7 +81,7 @@ async def started(*command: str, cwd: Path, port: int) -> AsyncIterator[httpx2.A
     finally:
         if process.returncode is None:
             os.killpg(process.pid, signal.SIGINT)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(WAIT_SECONDS):
             await process.wait()
 
 

@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.fuzzing.run import fuzz
+
+pytestmark = pytest.mark.timeout(600)  # ten thousand requests
 
 CASES = 10_000
 """`python -m tests.fuzzing` sends ten times as many."""

@@ -18,13 +18,13 @@ from playwright.async_api import Page, expect
 
 from app.quality.labels import take_labels
 from tests.support.onnx_models import build_echo, write_model
-from tests.support.processes import ROOT, Server, wait_until
+from tests.support.processes import ROOT, WAIT_SECONDS, Server, wait_until
 from tests.support.records import make_label, make_record, store
 from tests.system.browser import Visit, open_browser
 
 OBJECTIVE = 0.9
 
-SECONDS = 30_000
+SECONDS = 1000 * WAIT_SECONDS
 """Milliseconds that the page may take to show what it polls for every 5 s."""
 
 WORSE = f"Worse than the objective of {OBJECTIVE:.3f}, and not by chance."

@@ -19,7 +19,8 @@ from tests.support.processes import ROOT, Server, wait_until
 from tests.support.rules import ALERTS, SEED_QUERIES
 from tests.system.monitoring import Monitoring, Receiver, run_monitoring, run_receiver
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+# The first test waits until an alert has fired.
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
 OBJECTIVE = 0.85
 
@@ -53,7 +54,7 @@ async def stack(postgres: str) -> AsyncIterator[Stack]:
                 await wait_until(lambda: has_labels(monitoring, GOOD_ROWS))
                 fired_early = await monitoring.ask_now('ALERTS{alertstate="firing", area="quality"}')
                 await replay(server, GOOD_ROWS, BAD_ROWS, *make_wrong_labels(directory))
-                await wait_until(lambda: receiver.heard("/pages", "ModelF1UnderObjective"), seconds=30)
+                await wait_until(lambda: receiver.heard("/pages", "ModelF1UnderObjective"))
                 await wait_until(lambda: has_labels(monitoring, GOOD_ROWS + BAD_ROWS))  # the page comes before the last
                 yield Stack(server, monitoring, receiver, started, fired_early)
         finally:
@@ -164,6 +165,6 @@ async def test_page_holds_back_the_ticket_about_the_same(stack: Stack) -> None:
 async def test_outage_pages(stack: Stack) -> None:
     await stack.server.kill()
 
-    notice = await wait_until(lambda: stack.receiver.heard("/pages", "ServiceDown"), seconds=30)
+    notice = await wait_until(lambda: stack.receiver.heard("/pages", "ServiceDown"))
 
     assert notice.names("firing") == {"ServiceDown"}

@@ -8,10 +8,13 @@ from typing import Any
 
 import asyncpg
 import httpx2
+import pytest
 
 from tests.support.processes import ROOT, Server, wait_until
 from tests.support.programs import run
 from tests.support.records import count_rows
+
+pytestmark = pytest.mark.timeout(1000)  # packages are installed
 
 CLIENTS = ("tritonclient[http]==2.73.0", "kserve==0.21.0")
 SCRIPT = ROOT / "tests" / "system" / "open_inference_clients.py"
