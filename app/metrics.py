@@ -122,7 +122,7 @@ PREDICTIONS = Counter(
 )
 PREDICTION_SCORES = BatchHistogram(
     "prediction_score_distribution",
-    "Scores of answered predictions: probability of the positive class, or with more than two classes of the predicted one",
+    "Scores of answered predictions: probability of the positive class, or of the predicted one of several",
     ["model", "model_version"],
     edges=[round(0.05 * edge, 2) for edge in range(1, 21)],
 )
@@ -150,14 +150,19 @@ OPEN_INFERENCE_SECONDS = Summary(
 
 LOG_ANSWERED = Counter("prediction_log_answered_rows_total", "Rows whose request was answered 200")
 LOG_STORED = Counter(
-    "prediction_log_stored_rows_total", "Rows that PostgreSQL has committed, including rows that earlier processes promised"
+    "prediction_log_stored_rows_total",
+    "Rows that PostgreSQL has committed, including rows that earlier processes promised",
 )
 LOG_REPEATED = Counter("prediction_log_repeated_rows_total", "Rows sent to PostgreSQL that it had stored before")
 LOG_REFUSED = Counter(
     "prediction_log_refused_rows_total", "Rows whose request was answered 503 because the log could not take them"
 )
-LOG_DEAD = Counter("prediction_log_dead_rows_total", "Rows that PostgreSQL refuses for their content, kept in the spool's folder dead/")
-LOG_PENDING = Gauge("prediction_log_pending_rows", "Rows that were promised or wait for their promise, and are not stored yet")
+LOG_DEAD = Counter(
+    "prediction_log_dead_rows_total", "Rows that PostgreSQL refuses for their content, kept in the spool's folder dead/"
+)
+LOG_PENDING = Gauge(
+    "prediction_log_pending_rows", "Rows that were promised or wait for their promise, and are not stored yet"
+)
 LOG_LAG = Gauge("prediction_log_lag_seconds", "Age of the oldest row that was promised and is not stored yet")
 LOG_COMMIT_SECONDS = Histogram(
     "prediction_log_commit_seconds",
@@ -172,7 +177,8 @@ SPOOL_BYTES = Gauge("prediction_log_spool_bytes", "Size of the spool on disk, in
 SPOOL_MAX_BYTES = OptionalGauge("prediction_log_spool_max_bytes", "SPOOL_MAX_BYTES; no sample: there is no spool")
 SPOOL_FAILURES = Counter("prediction_log_spool_failures_total", "Groups that could not be written or synced to disk")
 SPOOL_TORN_TAILS = Counter(
-    "prediction_log_spool_torn_tails_total", "Incomplete ends of segments that were dropped; their rows were never promised"
+    "prediction_log_spool_torn_tails_total",
+    "Incomplete ends of segments that were dropped; their rows were never promised",
 )
 SPOOL_DAMAGED = Counter(
     "prediction_log_spool_damaged_total", "Damaged places in promised segments, kept in the spool's folder corrupt/"
