@@ -35,8 +35,8 @@ IDLE_SECONDS = 2.0
 RETRY_BASE_SECONDS, RETRY_CAP_SECONDS = 0.1, 4.0
 """Bounds of the pause between two attempts, drawn with full jitter."""
 
-WATCH_SECONDS = 10.0
-"""How often PostgreSQL is asked whether a standby has taken over."""
+WATCH_SECONDS = 2.0
+"""How often PostgreSQL is asked whether a standby has taken over, which may lack rows."""
 
 
 class Shipper:
@@ -175,7 +175,6 @@ class Shipper:
                 logger.warning("PostgreSQL takes no predictions, they wait on disk (%s): %s", error.kind, error)
         elif before is not None:
             self.trouble = None
-
             logger.info("PostgreSQL takes predictions again")
 
 
