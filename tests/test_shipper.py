@@ -31,9 +31,9 @@ MAX_BYTES = 256 * 1024**2
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "CHECK_SECONDS", 0.02)
+    monkeypatch.setattr(journal_module, "LIMIT_CHECK_SECONDS", 0.02)
     monkeypatch.setattr(shipper_module, "IDLE_SECONDS", 0.1)
-    monkeypatch.setattr(shipper_module, "RETRY_CAP_SECONDS", 0.2)
+    monkeypatch.setattr(shipper_module, "SHIP_RETRY_CAP_SECONDS", 0.2)
 
 
 @pytest.fixture

@@ -107,5 +107,5 @@ def time_from_ms(clock_ms: int) -> datetime:
 
 
 def is_storable(text: str, limit: int = TEXT_LIMIT) -> bool:
-    """Tell whether PostgreSQL takes this text: no NUL; JSON decoding has made sure that it is valid Unicode."""
+    """Return whether PostgreSQL takes this text: no NUL; JSON decoding has made sure that it is valid Unicode."""
     return len(text) <= limit and "\x00" not in text
