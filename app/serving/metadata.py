@@ -46,7 +46,7 @@ def read_names(metadata: Metadata, key: str) -> tuple[int | str, ...]:
 
 
 def is_name(name: object) -> bool:
-    """Tell whether a class or feature may be called so."""
+    """Return whether a class or feature may be called so."""
     if isinstance(name, str):
         return 0 < len(name) <= NAME_LIMIT and name.isprintable()
     return isinstance(name, int) and not isinstance(name, bool) and abs(name) < 2**63
