@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from app.errors import UnavailableError
 
@@ -34,18 +34,18 @@ class OverloadedError(UnavailableError):
 
 
 class Job(Protocol):
-    """A request on its way: how many rows it has, and its answer to come."""
+    """A request on its way to its answer, which `deliver` gives it."""
 
     @property
     def rows(self) -> int:
         """Rows of the request, at least one."""
 
     @property
-    def answer(self) -> "asyncio.Future[Any]":
-        """Where `deliver` puts the result; cancelled when nobody waits for it any more."""
+    def is_abandoned(self) -> bool:
+        """Whether nobody waits for its answer any more."""
 
     def fail(self, error: Exception) -> None:
-        """Answer an error, for a request that is not answered yet."""
+        """Answer an error; without effect when it is answered already."""
 
 
 J = TypeVar("J", bound=Job)
@@ -115,7 +115,7 @@ class Batcher(Generic[J, R]):
                 break
             taken += 1
             self._waiting_rows -= job.rows
-            if not job.answer.done():
+            if not job.is_abandoned:
                 batch.append(job)
                 rows += job.rows
         del self._waiting[:taken]
@@ -133,16 +133,14 @@ class Batcher(Generic[J, R]):
     def _hand_over(self, outcomes: list[tuple[list[J], R | Exception]]) -> None:
         self._pace.end()
         self._delivery = self._loop.create_task(self._deliver_all(outcomes))
-        self._delivery.add_done_callback(lambda _: self._loop.call_soon(self._loop.call_soon, self._run_next))
-        # Two turns of the loop later: in the first the answers go out, in the second the requests arrive that those
-        # clients send next. Without it they would split into two batches that alternate, at 1.4 times the cost.
+        self._delivery.add_done_callback(lambda _: self._run_next())
 
     async def _deliver_all(self, outcomes: list[tuple[list[J], R | Exception]]) -> None:
         """Deliver; whatever goes wrong, nobody is left waiting: each job is failed with the error."""
         for jobs, outcome in outcomes:
             error = outcome if isinstance(outcome, Exception) else await self._try_deliver(jobs, outcome)
-            for job in jobs:
-                if error is not None and not job.answer.done():
+            if error is not None:
+                for job in jobs:
                     job.fail(error)
 
     async def _try_deliver(self, jobs: list[J], result: R) -> Exception | None:
