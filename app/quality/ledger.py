@@ -10,7 +10,7 @@ from app.measures.buckets import SPANS, kept_since, round_down, tile_window
 from app.quality import ledger_queries
 from app.quality.queries import read_clock
 
-CHECK_SECONDS = 10.0
+MINUTE_CHECK_SECONDS = 10.0
 """For the check of one minute; at a rate at which it takes longer the check is worth less than the time."""
 
 
@@ -56,7 +56,7 @@ async def sum_windows(connection: Connection, starts: Sequence[datetime], now: d
 async def count_mismatch(connection: Connection, minute: datetime) -> int:
     """Compare the ledger with the rows of one minute; return how many rows it is wrong by, 0 when it is exact."""
     until = minute + timedelta(minutes=1)
-    differences = await ledger_queries.find_differences(connection, minute, until, SPANS[0], CHECK_SECONDS)
+    differences = await ledger_queries.find_differences(connection, minute, until, SPANS[0], MINUTE_CHECK_SECONDS)
     return sum(_weigh_difference(row) for row in differences)
 
 
