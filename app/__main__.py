@@ -1,4 +1,4 @@
-"""`python -m app COMMAND`: `scorekeeper COMMAND` where it is not on the PATH."""
+"""`python -m app COMMAND`: the same as `scorekeeper COMMAND`, when that is not on the PATH."""
 
 from app.commands.parser import run
 

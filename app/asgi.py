@@ -1,4 +1,4 @@
-"""The composition root: what is opened in which order, and which path leads where."""
+"""The composition root: open everything in the lifespan, and map paths to handlers."""
 
 import asyncio
 import logging
@@ -64,15 +64,15 @@ ROUTES = [
 ]
 
 LOG_CONNECTIONS, REQUEST_CONNECTIONS = 2, 8
-"""Sizes of two pools, so that however many readers there are, the log always has its connection."""
+"""Sizes of two pools. The log has its own, so that requests that read never use up its connections."""
 
 STOP_DELAY_SECONDS = 1.0
-"""Between not-ready and the closing of the socket, for load balancers to look elsewhere."""
+"""From not-ready to the closing of the socket: load balancers need this time to choose other servers."""
 
 
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[dict[str, State]]:  # noqa: ARG001  # Starlette passes it
-    """Open everything in the order of dependence; leaving closes it in reverse."""
+    """Open everything in dependency order; close it in reverse order at exit."""
     settings = Settings.from_env()
     configure_logging(settings.log_format)
     loaded, pins_file = load_models(settings.model_dir, settings.default_model), settings.data_dir / "pins.json"
@@ -118,7 +118,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, State]]:  # noqa: 
                 access_log=access_log,
                 scoreboard=scoreboard,
             )
-            del loaded  # or the versions of the start could not leave memory
+            del loaded  # this reference would keep the versions of the start in memory after they are unloaded
             async with open_scheduler(schedule_jobs(jobs, reloader.look, f1_interval)):
                 with stop_gently(lifecycle):
                     logger.info("ready: %d model(s), default %s", len(repository.all()), repository.default_model)
@@ -126,7 +126,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, State]]:  # noqa: 
 
 
 async def prepare_database(jobs: Jobs, durability: Durability) -> None:
-    """Prepare the database now, or leave it to the job when it is away and the spool can take what comes."""
+    """Prepare the database; if it is unreachable and there is a spool, leave this to the job `watch_database`."""
     try:
         await jobs.prepare_database()
     except DatabaseUnreachableError as error:
@@ -137,11 +137,11 @@ async def prepare_database(jobs: Jobs, durability: Durability) -> None:
 
 @contextmanager
 def stop_gently(lifecycle: Lifecycle) -> Iterator[None]:
-    """On SIGTERM go not-ready first, and hand the signal to uvicorn, which closes the socket, a little later."""
+    """On SIGTERM, go not-ready at once; STOP_DELAY_SECONDS later call uvicorn's handler, which closes the socket."""
     loop = asyncio.get_running_loop()
     uvicorn_handler = signal.getsignal(signal.SIGTERM)
     if threading.current_thread() is not threading.main_thread() or not callable(uvicorn_handler):
-        yield  # not under uvicorn: whoever runs us has no handler that ours could hand over to
+        yield  # not under uvicorn: there is no handler that ours could call
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -170,7 +170,7 @@ requests = RequestMiddleware(starlette)
 
 
 async def main(scope: Scope, receive: Receive, send: Send) -> None:
-    """Serve one connection's request, or the lifespan, whose failure to start is told in one line."""
+    """Serve a request or the lifespan; report a StartupError in one line, without a traceback."""
     if scope["type"] != "lifespan":
         await requests(scope, receive, send)
         return

@@ -1,4 +1,4 @@
-"""The tree of errors that this service answers or stops with, and the reasons that /health shows."""
+"""The errors that become answers or stop the start, and the reasons that /health shows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from msgspec import Meta
 
 
 class Reason(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that is wrong and lasts: a code for machines, words for the operator, and since when."""
+    """A problem that lasts: a code for programs, a text for the operator, and when it began."""
 
     code: Annotated[str, Meta(description="What is wrong, for programs", examples=["database_unprepared"])]
     detail: Annotated[
@@ -26,12 +26,12 @@ class Reason(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing wrong in a request: where (a JSON pointer, or `?name` for a query parameter), what, and in words."""
+    """One fault of a request: where it is, a code for programs, and a text for people."""
 
     pointer: Annotated[
         str,
         Meta(
-            description="Where: a JSON pointer into the body, or `?name` for a parameter of the query",
+            description="Where: a JSON pointer into the body, or `?name` for a query parameter",
             examples=["/features/loan_length"],
         ),
     ]
@@ -40,7 +40,7 @@ class Fault:
 
 
 class ScorekeeperError(Exception):
-    """Root of the tree. `status` is the HTTP status of the answer, the message its detail."""
+    """Root of this service's errors. `status` is the HTTP status of the answer, the message is its detail."""
 
     status = 500
     headers: ClassVar[Mapping[str, str]] = {}
@@ -51,7 +51,7 @@ class ScorekeeperError(Exception):
 
 
 class StartupError(ScorekeeperError):
-    """The server cannot start; the message is the one line that its operator needs."""
+    """The server cannot start; the message is the one line that the operator sees."""
 
 
 class MalformedBodyError(ScorekeeperError):
@@ -61,25 +61,25 @@ class MalformedBodyError(ScorekeeperError):
 
 
 class NotFoundError(ScorekeeperError):
-    """What the request asks for is not here."""
+    """What the request asks for does not exist."""
 
     status = 404
 
 
 class ConflictError(ScorekeeperError):
-    """What the request wants does not go with what is there."""
+    """The request conflicts with the current state."""
 
     status = 409
 
 
 class BodyTooLargeError(ScorekeeperError):
-    """The body is longer than the operator allows."""
+    """The body is larger than allowed."""
 
     status = 413
 
 
 class UnsupportedMediaTypeError(ScorekeeperError):
-    """The body is of a type or encoding that is not read."""
+    """The body has a type or encoding that is not supported."""
 
     status = 415
 
@@ -91,20 +91,20 @@ class InvalidRequestError(ScorekeeperError):
 
 
 class UnavailableError(ScorekeeperError):
-    """The server cannot do it now and promises nothing; the client may try again."""
+    """The server cannot serve the request now and promises nothing; the client may try again."""
 
     status = 503
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
 
 
 def invalid(*faults: Fault) -> InvalidRequestError:
-    """Make the error for these faults; its detail sums them up."""
+    """Return a 422 error with these faults; its detail names the first."""
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     return InvalidRequestError(f"{faults[0].pointer or 'the body'}: {faults[0].detail}{more}", faults)
 
 
 def keep_since(reason: Reason, before: Reason | None) -> Reason:
-    """Return `reason` as it is now, since `before` began when that is the same one."""
+    """Return `reason`, with the `since` of `before` if both have the same code."""
     if before is None or before.code != reason.code:
         return reason
     return msgspec.structs.replace(reason, since=before.since)

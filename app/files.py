@@ -1,4 +1,4 @@
-"""Replace a file all or nothing: readers see the old content or the new one, also after the power has failed."""
+"""Replace a file atomically: readers see the old content or the new content, even after a power failure."""
 
 import errno
 import os
@@ -11,10 +11,11 @@ from typing import BinaryIO
 
 @contextmanager
 def replace_file(path: Path, *, mode: int | None = None) -> Iterator[BinaryIO]:
-    """Yield a new file that takes the place of `path` at exit, when its content is on the disk; its directory exists.
+    """Yield a new file; at exit, sync it to disk and rename it to `path`, whose directory must exist.
 
-    It has exactly the permissions `mode`, by default those of any new file. After an error nothing of it is left, and
-    `path` is as it was, or complete where only its name could not be synced. Blocks; raises OSError.
+    The file gets exactly the permissions `mode`; None: those of any new file. After an error the new file is removed
+    and `path` is unchanged; if only the sync of the directory failed, `path` has the new content. Blocks; raises
+    OSError.
     """
     draft = path.with_name(f".{secrets.token_hex(8)}.new")  # two processes may be replacing the same file
     with open(draft, "xb", opener=lambda name, flags: os.open(name, flags, 0o666 if mode is None else 0o600)) as file:
@@ -23,7 +24,7 @@ def replace_file(path: Path, *, mode: int | None = None) -> Iterator[BinaryIO]:
             if mode is not None:
                 os.fchmod(file.fileno(), mode)
             file.flush()
-            os.fsync(file.fileno())  # before it gets its name, which must never be that of half a file
+            os.fsync(file.fileno())  # before the rename: `path` must never name half a file
             draft.replace(path)
         except BaseException:
             with suppress(OSError):
@@ -33,14 +34,14 @@ def replace_file(path: Path, *, mode: int | None = None) -> Iterator[BinaryIO]:
 
 
 def write_file(path: Path, content: bytes, *, mode: int | None = None) -> None:
-    """Replace a file by one with this content, as `replace_file` does; make its directory if it is not there."""
+    """Replace the content of a file as `replace_file` does; make its directory if it is missing."""
     make_directory(path.parent)
     with replace_file(path, mode=mode) as file:
         file.write(content)
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory and its parents where they are missing, with their entries on the disk."""
+    """Make a directory and its missing parents, and sync their entries to disk."""
     if path.exists():
         return
     make_directory(path.parent)
@@ -49,7 +50,7 @@ def make_directory(path: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Bring the names in a directory to the disk."""
+    """Sync the names in a directory to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -58,7 +59,7 @@ def sync_directory(path: Path) -> None:
 
 
 def _sync_directory_if_possible(path: Path) -> None:
-    """Sync a directory, unless we may not read it or its file system syncs none: there is no other way then."""
+    """Sync a directory; do nothing if it is not readable or its file system cannot sync directories."""
     try:
         sync_directory(path)
     except OSError as error:

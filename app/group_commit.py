@@ -1,4 +1,4 @@
-"""Group commit: what arrives while one group is being committed forms the next, and each caller waits for its own."""
+"""Group commit: items that arrive while a group is committed form the next group; a caller waits for its own group."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 
 @dataclass(slots=True)
 class Entry(Generic[Item]):
-    """What one caller has added, how much it is, and what its caller waits for."""
+    """One caller's item, its size, and the future that the caller waits for."""
 
     item: Item
     size: int
@@ -21,14 +21,15 @@ class Entry(Generic[Item]):
 
 
 Commit = Callable[[list[Entry[Item]]], Awaitable[None]]
-"""Commits a group and settles each of its entries; the group is empty when nothing has come for a while."""
+"""Commits a group and settles each of its entries. The group is empty when nothing has arrived for `idle_seconds`."""
 
 
 class GroupCommit(Generic[Item]):
-    """Callers `add`, one task runs `run`. Sizes are in any unit, the same everywhere.
+    """Commits the items of many callers in groups: callers call `add`, one task runs `run`. All sizes have one unit.
 
-    Full: what would make more than `max_pending` wait, or be under way, is refused at once, unless it is alone. A group
-    is at most `max_group`; a larger entry is a group of its own.
+    Bounded: `pending` is the size of everything that waits or is being committed. An item that would raise it above
+    `max_pending` is refused at once, unless nothing is pending. A group is at most `max_group` large; a larger item is
+    a group of its own.
     """
 
     def __init__(self, max_pending: int, max_group: int, full: str) -> None:
@@ -41,7 +42,7 @@ class GroupCommit(Generic[Item]):
         self.refusal: Reason | None = None
 
     async def add(self, item: Item, size: int) -> None:
-        """Return when `item` is committed; raise UnavailableError when it is not, or when that is not certain."""
+        """Return when `item` is committed; raise UnavailableError when it is not, or when the outcome is unknown."""
         if self.refusal is not None:
             raise UnavailableError(self.refusal.detail)
         if self.pending and self.pending + size > self._max_pending:
@@ -56,7 +57,7 @@ class GroupCommit(Generic[Item]):
             self.pending -= size
 
     async def run(self, commit: Commit[Item], idle_seconds: float) -> None:
-        """Commit group after group until cancelled; then refuse what is under way, what waits and what still comes."""
+        """Commit group after group until cancelled; then refuse the current group, waiting items and new items."""
         group: list[Entry[Item]] = []
         try:
             while True:
@@ -72,17 +73,17 @@ class GroupCommit(Generic[Item]):
             settle(group, UnavailableError(reason.detail))
 
     def refuse(self, reason: Reason) -> None:
-        """Refuse what comes, until `accept`."""
+        """Refuse new items until `accept` is called."""
         self.refusal = keep_since(reason, self.refusal)
 
     def refuse_waiting(self, reason: Reason) -> None:
-        """Refuse what waits; what is under way is left to whoever commits it."""
+        """Refuse the items that wait; the current group is settled by the function that commits it."""
         waiting, self._waiting = self._waiting, []
         self._arrived.clear()
         settle(waiting, UnavailableError(reason.detail))
 
     def accept(self) -> None:
-        """Take what comes again."""
+        """Take new items again."""
         self.refusal = None
 
     def _take_group(self) -> list[Entry[Item]]:
@@ -100,10 +101,10 @@ class GroupCommit(Generic[Item]):
 
 
 def settle(group: Sequence[Entry[Item]], error: UnavailableError | None) -> None:
-    """Tell the callers of these entries what has become of them; None: they are committed."""
+    """Wake the callers of these entries: with None their items are committed, else each caller gets the error."""
     for entry in group:
         if entry.committed.done():
-            continue  # its caller has gone, or it has been settled before
+            continue  # its caller was cancelled, or it was settled before
         if error is None:
             entry.committed.set_result(None)
         else:

@@ -1,4 +1,4 @@
-"""What the scheduler runs and when. A job counts its own failures: APScheduler only logs them."""
+"""The jobs, and when the scheduler runs them. A job counts its own failures: APScheduler only logs them."""
 
 import asyncio
 import logging
@@ -29,25 +29,25 @@ from app.state import Lifecycle, Scoreboard
 logger = logging.getLogger(__name__)
 
 PARTITION_INTERVAL = timedelta(hours=1)
-"""Between two looks ahead; partitions are made for a week, so that many may fail."""
+"""Between two runs of the partition job. Partitions are made a week ahead, so many runs may fail without harm."""
 
 DATABASE_INTERVAL = timedelta(seconds=5)
-"""Between two looks at a database that was away at the start, or whose schema is behind."""
+"""Between two attempts to prepare a database that was unreachable at the start, or whose schema is behind."""
 
 STATES = (*get_args(QualityState), "stale")
-"""Values of the state metric's label."""
+"""Values of the label `state` of model_quality_state."""
 
 STALE_INTERVALS = 4
-"""Results that are older than so many intervals of the job say nothing of now: it fails, or no replica can run it."""
+"""Results older than this many intervals of the quality job are stale: the job fails, or no replica can run it."""
 
 MODEL_INTERVAL = timedelta(seconds=2)
-"""Between two looks at MODEL_DIR; a new version is served after two of them."""
+"""Between two scans of MODEL_DIR; a new version is served after two scans."""
 
 REGISTER_SECONDS = 5.0
-"""For PostgreSQL to take a version; one that takes longer is served first and registered later."""
+"""To register a version in PostgreSQL; if it takes longer, the version is served first and registered later."""
 
 STOP_SECONDS = 5.0
-"""For a job that is under way when the server stops; then it is cancelled, and its transaction rolled back."""
+"""For running jobs to end when the server stops; then they are cancelled and their transactions rolled back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Jobs:
         self._settings = settings
 
     async def prepare_database(self) -> None:
-        """Bring the schema to head and make partitions. Raises StartupError with one line."""
+        """Bring the schema to head, if MIGRATE_ON_START allows it, and make partitions. Raises StartupError."""
         await check_server(self._url)
         try:
             schema = await prepare_schema(self._url, migrate=self._settings.migrate)
@@ -91,7 +91,7 @@ class Jobs:
         self._lifecycle.note_schema(schema)
 
     async def register_model(self, model: Model) -> bool:
-        """Record a version; False: it is known with other classes; UnavailableError: PostgreSQL cannot be asked."""
+        """Register a version; return False if it is registered with other classes. Raises UnavailableError."""
         if self._lifecycle.database_trouble is not None:
             raise UnavailableError("the database is not prepared")
         signature = model.signature
@@ -113,13 +113,13 @@ class Jobs:
                 await sweep_pending(connection)
 
     async def refresh_quality(self) -> None:
-        """Compute the results unless another replica does, and export what is stored, or was when it could be read."""
+        """Compute the results unless another replica does; export the stored ones, or the last that were read."""
         with survive("the quality job failed", metrics.QUALITY_FAILURES):
             loaded = {(served.model.name, served.model.version) for served in self._repository.all()}
             async with self._pool.acquire(timeout=5) as connection:
                 versions = [KnownVersion(*row) for row in await fetch_versions(connection)]
             await refresh_results(self._pool, self._settings.quality, versions, loaded, self._settings.f1_interval / 2)
-        with survive("the quality results could not be read, the last known ones stay", metrics.QUALITY_FAILURES):
+        with survive("the quality results could not be read, the last known ones are kept", metrics.QUALITY_FAILURES):
             await self._read_results()
         export_results(self._scoreboard, self._settings.quality.objective)
 
@@ -127,11 +127,11 @@ class Jobs:
         async with self._pool.acquire(timeout=5) as connection:
             results = await fetch_results(connection, self._settings.quality.window_names)
             _, mismatch = await read_check(connection)
-        # Without a wait before they are exported: GET /quality and the gauges tell the same at any moment.
+        # Nothing waits between here and the export: GET /quality and the gauges always show the same results.
         self._scoreboard.results, metrics.LEDGER_MISMATCH.value = results, mismatch
 
     async def keep_partitions(self) -> None:
-        """Make partitions ahead of the clock and drop old ones; the log makes a missing one itself."""
+        """Make partitions for the coming days and drop old ones; the log makes a missing partition itself."""
         with survive("partitions could not be made ahead, or old ones not dropped", metrics.PARTITION_FAILURES):
             made = await make_partitions_ahead(self._pool, timeout=5)
             dropped = await drop_old_partitions(self._pool, self._settings.retention_days, timeout=5)
@@ -139,7 +139,7 @@ class Jobs:
                 logger.info("made %d partitions, dropped %d", made, dropped)
 
     async def watch_database(self) -> None:
-        """Prepare a database that was away at the start, or that somebody else has to migrate."""
+        """Prepare the database if it was unreachable at the start, or if its schema was behind."""
         if self._lifecycle.database_trouble is None:
             return
         try:
@@ -153,7 +153,7 @@ class Jobs:
 
 @contextmanager
 def survive(what: str, failures: Counter) -> Iterator[None]:
-    """Count a failure and go on: a line for what PostgreSQL says or is, which lasts as long as an outage does."""
+    """Count a failure and carry on: log one line for a PostgreSQL error, a traceback for a bug."""
     try:
         yield
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
@@ -169,7 +169,7 @@ Work = Callable[[], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class ScheduledJob:
-    """Work that is done every interval, for the first time `delay` after the start."""
+    """Work to do once per `interval`, for the first time `delay` after the start."""
 
     work: Work
     interval: timedelta
@@ -177,10 +177,10 @@ class ScheduledJob:
 
 
 def schedule_jobs(jobs: Jobs, look_for_models: Work, f1_interval: timedelta) -> list[ScheduledJob]:
-    """Return when each job runs.
+    """Return each job with its interval and the delay of its first run.
 
-    Labels are swept a quarter of an interval before each refresh but the first: one that came before its row is counted
-    within five quarters of an interval after the row is stored, and a slow sweep holds up no refresh.
+    Labels are swept a quarter of an interval before each refresh but the first. So a label that came before its row is
+    counted within five quarters of an interval after the row is stored, and a slow sweep does not delay a refresh.
     """
     return [
         ScheduledJob(jobs.refresh_quality, f1_interval),
@@ -193,7 +193,7 @@ def schedule_jobs(jobs: Jobs, look_for_models: Work, f1_interval: timedelta) -> 
 
 @asynccontextmanager
 async def open_scheduler(schedule: Sequence[ScheduledJob], stop_seconds: float = STOP_SECONDS) -> AsyncIterator[None]:
-    """Run jobs until exit, none twice at a time. Exit waits for those under way, then cancels them."""
+    """Run jobs until exit, each once at a time. Exit waits `stop_seconds` for running jobs, then cancels them."""
     scheduler = AsyncIOScheduler(timezone=UTC, job_defaults={"coalesce": True, "misfire_grace_time": None})
     running: set[asyncio.Task[None]] = set()
 
@@ -221,7 +221,7 @@ async def open_scheduler(schedule: Sequence[ScheduledJob], stop_seconds: float =
 
 
 def export_results(scoreboard: Scoreboard, objective: float | None) -> None:
-    """Show the results of the role `live` in the gauges; what is undefined has no sample, the state says why."""
+    """Set the gauges to the results of the role `live`. An undefined measure has no sample; the state says why."""
     for gauge in (*metrics.MODEL_MEASURES.values(), metrics.MODEL_QUALITY_STATE):
         gauge.clear()
     metrics.MODEL_F1_OBJECTIVE.value = objective

@@ -27,7 +27,7 @@ FORMATTERS = {
 
 
 def configure_logging(log_format: LogFormat) -> None:
-    """Send `app`'s records and uvicorn's through one handler; libraries speak from WARNING on."""
+    """Send the records of `app` and uvicorn through one handler; other libraries log from WARNING up."""
     uvicorn_logger = {"level": "INFO", "handlers": [], "propagate": True}
     logging.config.dictConfig(
         {
@@ -40,35 +40,36 @@ def configure_logging(log_format: LogFormat) -> None:
                 "app": {"level": "INFO"},
                 "uvicorn": uvicorn_logger,
                 "uvicorn.error": uvicorn_logger,
-                "uvicorn.access": {**uvicorn_logger, "propagate": False},  # ours is AccessLog
+                "uvicorn.access": {**uvicorn_logger, "propagate": False},  # AccessLog replaces it
             },
         }
     )
 
 
 Client = tuple[str, int] | None
-"""Host and port of who sent a request; None where they are not known."""
+"""Host and port of the client that sent a request; None if unknown."""
 
 STDERR = 2
 
 WRITE_SECONDS = 0.1
-"""How long a line of the access log may wait for others that are written with it."""
+"""How long a line of the access log waits to be written together with other lines."""
 
 PIPE_BYTES = 4096
-"""What a pipe takes as a whole, so that no line of another writer stands in the middle of one of ours."""
+"""The most that a pipe takes atomically (PIPE_BUF), so that lines of other writers never split ours."""
 
 MAX_WAITING_LINES = 20_000
-"""Lines that wait for standard error, about 3 MiB; beyond, lines are dropped and counted."""
+"""Lines that may wait for standard error, about 3 MiB; further lines are dropped and counted."""
 
 LAST_LINES_SECONDS = 1.0
-"""For the last lines to be written when the server stops."""
+"""How long the server waits at the stop for the last lines to be written."""
 
 
 class AccessLog:
-    """One line per request, on standard error like all other lines.
+    """Writes one line per request to standard error, where all other lines go.
 
-    `logging` takes 9 us for a line, a third of a prediction, and blocks the event loop when nobody reads. Here a line
-    costs about 1 us, and a thread writes the lines of a tenth of a second together. Full (MAX_WAITING_LINES): dropped.
+    `logging` takes 9 us for a line, a third of a prediction, and blocks the event loop when nobody reads standard
+    error. Here a line costs about 1 us, and a thread writes the lines of a tenth of a second together. Bounded: while
+    MAX_WAITING_LINES wait, new lines are dropped and counted.
     """
 
     def __init__(self, log_format: LogFormat, descriptor: int = STDERR) -> None:
@@ -82,14 +83,14 @@ class AccessLog:
     def write(
         self, client: Client, method: str, target: bytes, status: int, seconds: float | None, request_id: bytes
     ) -> None:
-        """Have a line written about an answered request."""
+        """Queue the line of an answered request."""
         if len(self._waiting) >= MAX_WAITING_LINES:
             metrics.ACCESS_LOG_DROPPED.inc()
             return
         self._waiting.append(self._spell(client, method, target, status, seconds, request_id))
 
     def close(self) -> None:
-        """Write what waits, as far as that takes no longer than LAST_LINES_SECONDS."""
+        """Write the waiting lines, for at most LAST_LINES_SECONDS."""
         self._stopping.set()
         self._thread.join(LAST_LINES_SECONDS)
 
@@ -113,7 +114,7 @@ class AccessLog:
         try:
             while chunk:
                 chunk = chunk[os.write(self._descriptor, chunk) :]
-        except OSError:  # whoever read has gone
+        except OSError:  # the reader of the pipe has closed it
             metrics.ACCESS_LOG_DROPPED.inc(chunk.count(b"\n"))
 
 
@@ -129,7 +130,7 @@ async def open_access_log(log_format: LogFormat, *, is_wanted: bool) -> AsyncIte
 
 
 class _Console:
-    """Lines for people; the time is spelt once a second."""
+    """Formats lines for people; formats the time once a second."""
 
     def __init__(self) -> None:
         self._second = 0
@@ -152,7 +153,7 @@ class _Console:
 
 
 class _Line(msgspec.Struct, gc=False):
-    """A line for machines, with the members that all other lines have too."""
+    """A line in JSON: the members that all log lines have, and those of a request."""
 
     timestamp: datetime
     level: str

@@ -20,7 +20,7 @@ Durability = Literal["fsync", "database", "os"]
 
 _BUNDLED = Path(__file__).parent / "bundled"
 BUNDLED_DIR = _BUNDLED if _BUNDLED.is_dir() else Path(__file__).parent.parent
-"""Where migrations, alembic.ini and the demo lie: inside an installed wheel, else the top of the repository."""
+"""The directory of migrations, alembic.ini and the demo: inside an installed wheel, else the top of the repository."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +122,15 @@ def _read_secret(environ: Mapping[str, str], name: str) -> str | None:
 
 
 def _parse_database_url(url: str | None) -> str | None:
-    """Check the scheme only: hosts and options are the driver's business. The value may hold a password: not shown."""
+    """Check the scheme only: the driver checks the rest. The error does not show the URL, which may hold a password."""
     try:
         known = url is None or urlsplit(url).scheme in ("postgresql", "postgres")
     except ValueError:
         known = False
     if not known:
-        raise StartupError("DATABASE_URL is no such URL, allowed is postgresql://user:password@host:5432/database")
+        raise StartupError(
+            "DATABASE_URL is not a PostgreSQL URL, allowed is postgresql://user:password@host:5432/database"
+        )
     return url
 
 

@@ -19,12 +19,12 @@ from app.serving.repository import ModelRepository
 from app.settings import Durability
 
 STATE_KEY = "scorekeeper"
-"""Under which the lifespan's state, and so that of every request, has `State`."""
+"""The key of `State` in the lifespan's state, which the scope of every request carries."""
 
 
 @dataclass(slots=True)
 class Lifecycle:
-    """What changes in the life of the process and readiness depends on, with when it began."""
+    """The conditions of the process that readiness depends on, each with when it began."""
 
     stopping: Reason | None = None
     database_trouble: Reason | None = field(
@@ -32,14 +32,14 @@ class Lifecycle:
             code="database_unprepared", detail="PostgreSQL has not been reached since the start"
         )
     )
-    """Why the database is not prepared; None: its schema is not older than this release needs."""
+    """Why the database is not prepared; None: its schema is as new as this release needs, or newer."""
 
     def stop(self) -> None:
         """Note that the server is shutting down."""
         self.stopping = self.stopping or Reason(code="stopping", detail="the server is shutting down")
 
     def note_schema(self, schema: SchemaState) -> None:
-        """Note what has been found of the database's schema."""
+        """Note the state of the database's schema."""
         if schema != "behind":
             self.database_trouble = None
         elif self.database_trouble is None or self.database_trouble.code != "schema_behind":
@@ -49,13 +49,13 @@ class Lifecycle:
 
 @dataclass(slots=True)
 class Scoreboard:
-    """The latest results that this replica has read: what it shows, also while the database is away."""
+    """The latest results that this replica has read; it shows them also while the database is unreachable."""
 
     stale_after: timedelta
     results: Sequence[QualityResult] = ()
 
     def find_state(self, result: QualityResult, now: datetime) -> str:
-        """Return the result's state, `stale` when it is too old to say anything of now."""
+        """Return the result's state, or `stale` when the result is older than `stale_after`."""
         return "stale" if now - result.computed_at > self.stale_after else result.measures.state
 
 
@@ -63,7 +63,7 @@ class Scoreboard:
 class State:
     """Handles of everything that is open while the server runs.
 
-    `loop` is the running one: until Python 3.12 asking asyncio for it is a system call.
+    `loop` is the running event loop: before Python 3.12 `asyncio.get_running_loop` makes a system call.
     """
 
     loop: asyncio.AbstractEventLoop

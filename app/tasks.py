@@ -1,4 +1,4 @@
-"""Owned background tasks: a task that dies by itself stops the server instead of leaving it half alive."""
+"""Background tasks with an owner: a task that ends by itself stops the server, which cannot do without it."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 OnTaskDeath = Callable[[str], None]
-"""Called with the name of a task that ended although nobody had asked it to."""
+"""Called with the name of a task that ended before its owner cancelled it."""
 
 
 @asynccontextmanager
@@ -41,7 +41,7 @@ async def own_task(
 
 
 async def call_in_thread(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-    """Call what blocks in a thread, to its end even when cancelled: nothing goes on behind the back of the caller."""
+    """Call a blocking function in a thread. When cancelled, wait for its end first: it never outlives this call."""
     call = asyncio.ensure_future(asyncio.to_thread(function, *arguments, **named))
     try:
         return await asyncio.shield(call)
@@ -51,6 +51,6 @@ async def call_in_thread(function: Callable[P, T], *arguments: P.args, **named: 
 
 
 def stop_server(name: str) -> None:
-    """End this process the orderly way, as if the operator had: its supervisor starts it again."""
-    logger.error("stopping the server because %s is gone", name)
+    """Stop this process with SIGTERM, as an operator would; its supervisor starts it again."""
+    logger.error("stopping the server because background task %s ended", name)
     os.kill(os.getpid(), signal.SIGTERM)

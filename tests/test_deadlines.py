@@ -214,7 +214,7 @@ def test_a_body_of_framing_is_refused() -> None:
     receive_head(deadlines)
     deadlines.feed(501)
 
-    with pytest.raises(RefusedError, match="more framing than content"):
+    with pytest.raises(RefusedError, match="too much framing without content"):
         deadlines.end_feed(501, 1, b"/", [])
 
 

@@ -31,7 +31,7 @@ MAX_BYTES = 1024**2
 @pytest.fixture(autouse=True)
 def _fast() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal_module, "CHECK_SECONDS", 0.005)
+        patch.setattr(journal_module, "LIMIT_CHECK_SECONDS", 0.005)
         yield
 
 

@@ -13,11 +13,9 @@ import numpy.typing as npt
 import onnxruntime
 import pytest
 from asgi_lifespan import LifespanManager
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message
 
 from app import main
-from app.api.predict import predict as serve_predict
-from app.state import State, get_state
 from tests.conftest import OpenClient
 from tests.support.answers import BY_NAME, FEATURES, NAMES, pick, predict, scrape
 from tests.support.onnx_files import write_squares
@@ -319,17 +317,17 @@ async def test_a_body_that_takes_long_to_read_is_read_in_a_thread(
         monkeypatch.setenv(name, value)
     body = msgspec.json.encode({"instances": [[1, 2, 3, 4, 5]] * rows})
     headers = WatchedHeaders([(b"content-type", b"application/json")])
-    states: list[State] = []
+    sent: list[Message] = []
 
-    async def keep_state(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            states.append(get_state(scope))
-        await main(scope, receive, send)
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
 
-    async with LifespanManager(keep_state, startup_timeout=60) as manager:
-        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(manager.app), base_url="http://test") as client:
-            await client.get("/health/live")
-        status, _, _ = await serve_predict(headers, body, states[0], "an-id")
+    async def send(message: Message) -> None:
+        sent.append(message)
 
-    assert status == 200
+    scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "client": None}
+    async with LifespanManager(main, startup_timeout=60) as manager:
+        await manager.app({**scope, "headers": headers}, receive, send)
+
+    assert sent[0]["status"] == 200
     assert (headers.threads != {threading.get_ident()}) == leaves_the_loop

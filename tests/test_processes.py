@@ -127,7 +127,7 @@ async def test_a_crash_of_postgresql_is_answered_503_at_level_database(open_path
     ("name", "value", "said"),
     [
         ("F1_INTERVAL_SECONDS", "often", "F1_INTERVAL_SECONDS is 'often', allowed is a number of seconds"),
-        ("DATABASE_URL", "mysql://u:secret@h/d", "DATABASE_URL is no such URL, allowed is postgresql://"),
+        ("DATABASE_URL", "mysql://u:secret@h/d", "DATABASE_URL is not a PostgreSQL URL, allowed is postgresql://"),
         ("MODEL_DIR", "/nowhere", "MODEL_DIR is '/nowhere', which has no <name>/<version>/model.onnx"),
     ],
 )

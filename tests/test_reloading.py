@@ -300,6 +300,17 @@ async def test_nothing_is_known_of_a_version_when_its_file_is_gone(world: World)
         assert [record.version for record in repository.records()] == ["1"]
 
 
+async def test_nothing_is_known_of_a_version_when_it_has_gone_before_it_was_registered(world: World) -> None:
+    async with world.open() as (reloader, repository):
+        world.is_away = True
+        world.write("2", build_echo(2))
+        await look(reloader)
+        world.remove("2")
+        await look(reloader)
+
+        assert [record.version for record in repository.records()] == ["1"]
+
+
 async def test_trouble_of_the_default_has_one_beginning_until_it_is_over(world: World) -> None:
     world.default_model = None
     async with world.open() as (reloader, repository):

@@ -31,9 +31,9 @@ MAX_BYTES = 256 * 1024**2
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "CHECK_SECONDS", 0.02)
+    monkeypatch.setattr(journal_module, "LIMIT_CHECK_SECONDS", 0.02)
     monkeypatch.setattr(shipper_module, "IDLE_SECONDS", 0.1)
-    monkeypatch.setattr(shipper_module, "RETRY_CAP_SECONDS", 0.2)
+    monkeypatch.setattr(shipper_module, "SHIP_RETRY_CAP_SECONDS", 0.2)
 
 
 @pytest.fixture
@@ -262,10 +262,7 @@ async def test_terminated_connections_lose_nothing(
     async with write_spool(directory) as (spool, journal), ship(spool, pool):
         for _ in range(10):
             await append(journal, make_record())
-            await connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
+            await end_other_connections(connection)
 
         await wait_until(lambda: has_stored(spool, connection, 10))
 
@@ -331,6 +328,45 @@ async def test_pending_rows_are_right_when_all_is_offered_again(
 
     assert await has_rows(connection, 3)
     assert not (directory / "dead").exists()
+
+
+async def fake_history(connection: asyncpg.Connection) -> None:
+    """Have this database name another history than its server's, the one in a table that a test may change."""
+    await connection.execute(
+        "CREATE SCHEMA history; CREATE TABLE history.now AS SELECT '000000010000000000000001' AS file; "
+        "CREATE FUNCTION history.pg_walfile_name(pg_lsn) RETURNS text LANGUAGE sql AS 'SELECT file FROM history.now'"
+    )
+    database = await connection.fetchval("SELECT current_database()")
+    await connection.execute(f"ALTER DATABASE {database} SET search_path = history, pg_catalog, public")
+    await end_other_connections(connection)
+
+
+async def take_over(connection: asyncpg.Connection) -> None:
+    """Lose what is stored and go on in another timeline, as when a standby that lacks the last commits is promoted."""
+    async with connection.transaction():
+        await connection.execute("TRUNCATE prediction_log")
+        await connection.execute("UPDATE history.now SET file = '000000020000000000000001'")
+
+
+async def end_other_connections(connection: asyncpg.Connection) -> None:
+    await connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+
+
+async def test_rows_that_were_shipped_are_offered_again_when_a_standby_has_taken_over(
+    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipper_module, "WATCH_SECONDS", 0.05)
+    await fake_history(connection)
+    async with write_spool(directory) as (spool, journal), ship(spool, pool):
+        await append(journal, make_record(), make_record())
+        await wait_until(lambda: has_stored(spool, connection, 2))
+
+        await take_over(connection)
+
+        await wait_until(lambda: has_stored(spool, connection, 2))
 
 
 async def test_shipper_that_is_stopped_in_the_middle_of_an_insert_goes_on_later(

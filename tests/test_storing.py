@@ -1,7 +1,8 @@
 """Rows and versions as PostgreSQL takes or refuses them, and what its refusals mean."""
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import msgspec
@@ -10,11 +11,11 @@ import pytest
 from app.database.queries import Connection
 from app.errors import StartupError
 from app.prediction_log.failures import FailureKind, classify_failure
-from app.prediction_log.queries import fetch_prediction, insert_rows, make_partitions
-from app.prediction_log.record import encode_records
+from app.prediction_log.queries import fetch_prediction, insert_rows, list_columns, make_partitions
+from app.prediction_log.record import Record, encode_records
 from app.serving.queries import register_version
 from tests.conftest import OpenClient, with_database
-from tests.support.processes import find_free_port
+from tests.support.processes import ROOT, find_free_port
 from tests.support.records import count_rows, insert_records, make_record
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
@@ -80,6 +81,42 @@ async def test_insert_stores_every_column(log: asyncpg.Connection) -> None:
     assert {name: row[name] for name in exact} == {name: getattr(record, name) for name in exact}
     assert msgspec.json.decode(row["features"]) == record.features
     assert row["probabilities"] == [0.25, 0.75]
+
+
+def test_a_field_without_a_postgresql_type_is_named_in_the_error() -> None:
+    class Odd(msgspec.Struct):
+        name: str
+        elapsed: timedelta
+
+    with pytest.raises(TypeError, match=r"^Odd\.elapsed is .*timedelta.*, which has no type in POSTGRES_TYPES$"):
+        list_columns(Odd)
+
+
+async def test_columns_written_are_those_of_the_table(connection: asyncpg.Connection) -> None:
+    rows = await connection.fetch(
+        "SELECT attname, format_type(atttypid, NULL) AS type FROM pg_attribute "
+        "WHERE attrelid = 'prediction_log'::regclass AND attnum > 0 AND NOT attisdropped"
+    )
+
+    in_full = {"timestamptz": "timestamp with time zone"}
+    assert {row["attname"]: row["type"] for row in rows} == {
+        name: in_full.get(of, of) for name, of in list_columns(Record).items()
+    }
+
+
+async def test_a_refused_row_is_stored_by_the_statement_in_operations(log: asyncpg.Connection) -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    found = re.search(r"^INSERT INTO prediction_log .*?;$", text, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    record = make_record(NOON, external_id="order-1")
+    await insert_records(log, [record])
+    stored = await fetch_prediction(log, record.prediction_id)
+    await log.execute("DELETE FROM prediction_log")
+
+    await log.execute(found[0].replace(":'row'", "$1"), msgspec.json.encode(record).decode())
+
+    assert stored is not None
+    assert await fetch_prediction(log, record.prediction_id) == stored
 
 
 async def test_insert_is_all_or_nothing(log: asyncpg.Connection) -> None:

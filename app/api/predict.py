@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 import msgspec
@@ -9,7 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.predict_batch import Answer, Prediction, Predictions, PredictJob, answer_error
+from app.api.predict_batch import Answer, OnAnswer, Prediction, Predictions, PredictJob, answer_error, settle_future
 from app.api.predict_rows import read_features
 from app.api.predict_schemas import describe_predict_body
 from app.errors import Fault, invalid
@@ -36,40 +37,35 @@ async def post_predict(request: Request) -> Response:
     """Score one row or many; the 200 is sent when every row is safe."""
     state, scope = get_state(request.scope), request.scope
     body = await read_body(scope, request.receive, state.max_body_bytes)
-    status, headers, content = await predict(scope["headers"], body, state, get_request_id(scope))
+    answered: asyncio.Future[Answer] = state.loop.create_future()
+    arguments = scope["headers"], body, state, get_request_id(scope), partial(settle_future, answered)
+    if len(body) < LARGE_BODY_BYTES:
+        predict(*arguments)
+    else:  # what takes more than a millisecond to read leaves the event loop
+        served, job = await asyncio.to_thread(read_job, *arguments)
+        served.batcher.submit(job)
+    status, headers, content = await answered
     return Response(content, status, {name.decode(): value.decode() for name, value in headers})
 
 
-def predict(headers: Headers, body: bytes, state: State, request_id: str) -> "asyncio.Future[Answer]":
-    """Serve POST /predict: the answer, an error's too, comes as the result; cancel it when its client has gone.
+def predict(headers: Headers, body: bytes, state: State, request_id: str, answer: OnAnswer) -> PredictJob | None:
+    """Serve POST /predict: `answer` is called later, with the answer or an error's; never raises.
 
     headers and body -> checked rows, in the model's order (`read_job`) -> the model's batcher -> one run with whatever
-    else waits -> answers and log rows (`predict_batch.answer_batch`) -> the log has promised them -> the answer.
+    else waits -> answers and log rows (`predict_batch.answer_batch`) -> the log has promised them -> `answer`.
+    Return the job, to be abandoned when its client has gone; None: it was refused.
     """
-    if len(body) >= LARGE_BODY_BYTES:
-        return state.loop.create_task(_predict_large(headers, body, state, request_id))
-    answer: asyncio.Future[Answer] = state.loop.create_future()
     try:
         served, job = read_job(headers, body, state, request_id, answer)
         served.batcher.submit(job)
     except Exception as error:  # a bug among them, which is logged there
-        answer.set_result(answer_error(error, request_id))
-    return answer
-
-
-async def _predict_large(headers: Headers, body: bytes, state: State, request_id: str) -> Answer:
-    """Do the same for a body that takes more than a millisecond to read, which a thread does."""
-    answer: asyncio.Future[Answer] = state.loop.create_future()
-    try:
-        served, job = await asyncio.to_thread(read_job, headers, body, state, request_id, answer)
-        served.batcher.submit(job)
-    except Exception as error:
-        return answer_error(error, request_id)
-    return await answer
+        state.loop.call_soon(answer, answer_error(error, request_id))
+        return None
+    return job
 
 
 def read_job(
-    headers: Headers, body: bytes, state: State, request_id: str, answer: "asyncio.Future[Answer]"
+    headers: Headers, body: bytes, state: State, request_id: str, answer: OnAnswer
 ) -> tuple[ServedModel, PredictJob]:
     """Decode and check a request: which model it asks for, and its rows in that model's order. Raises 4xx."""
     check_headers(headers, state.max_body_bytes)

@@ -2,10 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -25,12 +25,17 @@ from app.web.requests import Headers
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 ENCODE_SECONDS_PER_ROW = 5e-6
 """Measured: making and encoding a row's record and answer, beside the model's own run."""
 
 
 Answer = tuple[int, Headers, bytes]
 """Status, headers and body; the door that a request came in by adds the headers of every answer, and its id."""
+
+OnAnswer = Callable[[Answer], None]
+"""Called on the event loop with a request's answer; all calls but the first are without effect."""
 
 
 @dataclass(slots=True)
@@ -41,7 +46,9 @@ class PredictJob:
     external_ids: Sequence[str | None]
     request_id: str
     many: bool
-    answer: "asyncio.Future[Any]"
+    answer: Callable[[Any], None]
+    is_abandoned: bool = False
+    """Nobody waits for the answer any more."""
 
     @property
     def rows(self) -> int:
@@ -59,7 +66,7 @@ class PredictJob:
 
     def fail(self, error: Exception) -> None:
         """Answer an error."""
-        self.answer.set_result(answer_error(error, self.request_id))
+        self.answer(answer_error(error, self.request_id))
 
     def point_at(self, row: int) -> str:
         """Return where the request has this row."""
@@ -85,6 +92,16 @@ class Predictions(msgspec.Struct, gc=False):
     predictions: Annotated[list[Prediction], Meta(description="One for each row, in their order")]
     model: ModelName
     model_version: ModelVersion
+
+
+def settle_future(answered: "asyncio.Future[T]", answer: T | Exception) -> None:
+    """Give a handler's future its answer, or the error to raise; without effect when it has one, or was cancelled."""
+    if answered.done():
+        return
+    if isinstance(answer, Exception):
+        answered.set_exception(answer)
+    else:
+        answered.set_result(answer)
 
 
 def answer_error(error: Exception, request_id: str) -> Answer:
@@ -170,8 +187,7 @@ def make_batcher(model: Model, log: PredictionLog, executor: ThreadPoolExecutor)
     async def deliver(jobs: Sequence[PredictJob], answer: BatchAnswer) -> None:
         await log.store(answer.rows)
         for job, result in zip(jobs, answer.answers, strict=True):
-            if not job.answer.done():
-                job.answer.set_result(result)
+            job.answer(result)
         count_predictions(model, answer)
 
     return Batcher(

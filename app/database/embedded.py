@@ -54,7 +54,7 @@ SHUTDOWN_SECONDS = 30
 CONNECT_SECONDS = 5
 LOCK_SECONDS = INITDB_SECONDS + START_SECONDS + SHUTDOWN_SECONDS
 """Another process may be making, starting or stopping the same server: the longest that takes."""
-POLL_SECONDS = 0.02
+SERVER_POLL_SECONDS = 0.02
 
 SETTINGS = {
     "listen_addresses": "",
@@ -141,7 +141,7 @@ async def _start_lock(cluster: Cluster) -> AsyncIterator[None]:
         while not _try_lock(descriptor):
             if time.monotonic() > deadline:
                 raise StartupError(f"another process holds {cluster.home}/start.lock for more than {LOCK_SECONDS} s")
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(SERVER_POLL_SECONDS)
         yield
     finally:
         os.close(descriptor)
@@ -264,7 +264,7 @@ async def _open_database(dsn: str) -> bool:
             connection = await asyncpg.connect(dsn, timeout=CONNECT_SECONDS)
             await connection.close(timeout=CONNECT_SECONDS)
         except asyncpg.CannotConnectNowError:
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(SERVER_POLL_SECONDS)
         except asyncpg.InvalidCatalogNameError:
             await _create_database(dsn)
         except (OSError, asyncpg.ConnectionDoesNotExistError):

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -12,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import metrics
-from app.api.predict_batch import Prediction, PredictJob
+from app.api.predict_batch import Prediction, PredictJob, settle_future
 from app.errors import MalformedBodyError
 from app.open_inference.rows import list_inputs, list_outputs, make_outputs, read_external_ids, read_feature_rows
 from app.open_inference.tensors import DATATYPES, NamedTensor, read_binary
@@ -38,7 +39,7 @@ from app.web.operation import Body, Example, Operation
 from app.web.requests import get_request_id
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class InferJob(PredictJob):
     """A request of the protocol on its way; `outputs` tells of each output to answer whether it goes in binary."""
 
@@ -66,7 +67,7 @@ class InferJob(PredictJob):
 
     def fail(self, error: Exception) -> None:
         """Have the handler raise the error."""
-        self.answer.set_exception(error)
+        self.answer(error)
 
     def point_at(self, row: int) -> str:
         """Return where the request has this row."""
@@ -110,13 +111,13 @@ async def infer(request: Request) -> Response:
     started, outcome = time.perf_counter(), "fail"
     try:
         body = await receive_body(request.receive, state.max_body_bytes)
-        answer: asyncio.Future[Response] = state.loop.create_future()
+        answered: asyncio.Future[Response] = state.loop.create_future()
         if len(body) < LARGE_BODY_BYTES and "content-encoding" not in request.headers:
-            job = read_infer_job(request, body, state, served.model, answer)
+            job = read_infer_job(request, body, state, served.model, answered)
         else:  # what takes more than a millisecond, or may when it is decompressed, is not done on the event loop
-            job = await asyncio.to_thread(read_infer_job, request, body, state, served.model, answer)
+            job = await asyncio.to_thread(read_infer_job, request, body, state, served.model, answered)
         served.batcher.submit(job)  # -> answer.answer_batch -> log -> InferJob.render
-        response, outcome = await answer, "success"
+        response, outcome = await answered, "success"
     finally:
         seconds = time.perf_counter() - started
         metrics.OPEN_INFERENCE_SECONDS.labels(served.model.name, served.model.version, outcome).observe(seconds)
@@ -124,7 +125,7 @@ async def infer(request: Request) -> Response:
 
 
 def read_infer_job(
-    request: Request, body: bytes, state: State, model: Model, answer: "asyncio.Future[Response]"
+    request: Request, body: bytes, state: State, model: Model, answered: "asyncio.Future[Response]"
 ) -> InferJob:
     """Decode and check the body: the rows in the model's order. Raises 400, 413, 415, 422 or 501.
 
@@ -139,7 +140,7 @@ def read_infer_job(
         external_ids=read_external_ids(asked.parameters, len(rows)),
         request_id=get_request_id(request.scope),
         many=True,
-        answer=answer,
+        answer=partial(settle_future, answered),
         model=model,
         id=asked.id,
         outputs=outputs,

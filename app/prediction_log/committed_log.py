@@ -30,10 +30,10 @@ COMMIT_SECONDS = 5.0
 PROBE_SECONDS = 1.0
 """How often an idle or failing log tries an insert of no rows, so that readiness is true without traffic."""
 
-RETRY_BASE_SECONDS, RETRY_CAP_SECONDS = 0.05, 1.0
+COMMIT_RETRY_BASE_SECONDS, COMMIT_RETRY_CAP_SECONDS = 0.05, 1.0
 """Bounds of the pause between two attempts, drawn with full jitter."""
 
-Batch = list[Entry[Sequence[Rows]]]
+RowsGroup = list[Entry[Sequence[Rows]]]
 
 
 class CommittedLog:
@@ -71,7 +71,7 @@ class CommittedLog:
         """Commit batches until cancelled; probe while there is nothing to commit. Nobody is left waiting at the end."""
         await self._groups.run(self._commit, PROBE_SECONDS)
 
-    async def _commit(self, batch: Batch) -> None:
+    async def _commit(self, batch: RowsGroup) -> None:
         """Insert until it holds, the time is over, or the error says that trying again is of no use."""
         deadline = time.monotonic() + COMMIT_SECONDS
         attempt = 0
@@ -87,7 +87,7 @@ class CommittedLog:
                 if error.kind != "transient" or time.monotonic() >= deadline:
                     self._refuse(batch, error)
                     return
-                await wait_to_retry(attempt, RETRY_BASE_SECONDS, RETRY_CAP_SECONDS)
+                await wait_to_retry(attempt, COMMIT_RETRY_BASE_SECONDS, COMMIT_RETRY_CAP_SECONDS)
             else:
                 metrics.LOG_REPEATED.inc(sum(entry.size for entry in batch) - stored)
                 if self._groups.refusal is not None:
@@ -96,7 +96,7 @@ class CommittedLog:
                 settle(batch, None)
                 return
 
-    def _refuse(self, batch: Batch, error: InsertError) -> None:
+    def _refuse(self, batch: RowsGroup, error: InsertError) -> None:
         """Give up on a batch, and on all that waits behind it unless only this batch's rows are at fault."""
         if error.kind == "poison" and batch:
             logger.error("PostgreSQL refuses a row of a request: %s", error)

@@ -14,8 +14,15 @@ TEXT_LIMIT = 200
 """Characters of an external id: enough for any key, and an index entry that stays small."""
 
 
+FeatureValues = Mapping[str, bool | int | float | str | None]
+"""By the name of the feature; a missing number is None."""
+
+
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """One prediction. `created_at` is the instant of `prediction_id`, a UUIDv7; a missing number is None."""
+    """One prediction: each field is a column of the table `prediction_log`, None a NULL.
+
+    `created_at` is the instant of `prediction_id`, a UUIDv7.
+    """
 
     prediction_id: UUID
     created_at: datetime
@@ -24,7 +31,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     predicted_class: str
     score: float
     probabilities: list[float]
-    features: Mapping[str, bool | int | float | str | None]
+    features: FeatureValues
     external_id: str | None
     request_id: str
     role: str = "live"
@@ -100,5 +107,5 @@ def time_from_ms(clock_ms: int) -> datetime:
 
 
 def is_storable(text: str, limit: int = TEXT_LIMIT) -> bool:
-    """Tell whether PostgreSQL takes this text: no NUL; JSON decoding has made sure that it is valid Unicode."""
+    """Return whether PostgreSQL takes this text: no NUL; JSON decoding has made sure that it is valid Unicode."""
     return len(text) <= limit and "\x00" not in text

@@ -32,11 +32,11 @@ BACKLOG_ROWS = 500
 IDLE_SECONDS = 2.0
 """How often an idle shipper tries an insert of no rows, so that /health tells the truth without traffic."""
 
-RETRY_BASE_SECONDS, RETRY_CAP_SECONDS = 0.1, 4.0
+SHIP_RETRY_BASE_SECONDS, SHIP_RETRY_CAP_SECONDS = 0.1, 4.0
 """Bounds of the pause between two attempts, drawn with full jitter."""
 
-WATCH_SECONDS = 10.0
-"""How often PostgreSQL is asked whether a standby has taken over."""
+WATCH_SECONDS = 2.0
+"""How often PostgreSQL is asked whether a standby has taken over, which may lack rows."""
 
 
 class Shipper:
@@ -105,7 +105,7 @@ class Shipper:
                     return
                 attempt += 1
                 self._note(error)
-                await wait_to_retry(attempt, RETRY_BASE_SECONDS, RETRY_CAP_SECONDS)
+                await wait_to_retry(attempt, SHIP_RETRY_BASE_SECONDS, SHIP_RETRY_CAP_SECONDS)
             else:
                 metrics.LOG_REPEATED.inc(sum(frame.rows for frame in frames) - stored)
                 self._note(None)
@@ -132,7 +132,7 @@ class Shipper:
             except OSError as refusal:
                 attempt += 1
                 logger.warning("a row that PostgreSQL refuses cannot be kept in dead/%s: %s", name, refusal)
-                await wait_to_retry(attempt, RETRY_BASE_SECONDS, RETRY_CAP_SECONDS)
+                await wait_to_retry(attempt, SHIP_RETRY_BASE_SECONDS, SHIP_RETRY_CAP_SECONDS)
             else:
                 break
         if is_new:
@@ -175,7 +175,6 @@ class Shipper:
                 logger.warning("PostgreSQL takes no predictions, they wait on disk (%s): %s", error.kind, error)
         elif before is not None:
             self.trouble = None
-
             logger.info("PostgreSQL takes predictions again")
 
 

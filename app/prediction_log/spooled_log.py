@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 DRAIN_SECONDS = 5.0
 """How long the end of the process waits for the spool to be shipped; what is left is shipped at the next start."""
 
-POLL_SECONDS = 0.01
+DRAIN_POLL_SECONDS = 0.01
 """Between two looks at what is still to be shipped."""
 
 
@@ -66,7 +66,7 @@ class SpooledLog:
         while self._spool.pending_rows and self._shipper.trouble is None:
             if time.monotonic() > deadline:
                 break
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(DRAIN_POLL_SECONDS)
         if self._spool.pending_rows:
             logger.warning("%d predictions stay in the spool until the next start", self._spool.pending_rows)
 

@@ -1,1 +1,1 @@
-"""uvicorn for production: deadlines and limits for each connection, and a short way for POST /predict."""
+"""uvicorn for production: deadlines and limits for each connection, and the short door of POST /predict."""

@@ -1,4 +1,4 @@
-"""One connection of `scorekeeper serve`: uvicorn's, with our deadlines, limits and the short door of POST /predict."""
+"""A connection of `scorekeeper serve`: uvicorn's, with our deadlines, limits and the short door of POST /predict."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ from app.web.requests import RECEIVED_AT, finish_request, take_request_id
 logger = logging.getLogger(__name__)
 
 RESERVED_PATHS = frozenset({b"/health", b"/health/live", b"/health/ready", b"/metrics"})
-"""What connections beyond the limit may still ask: a full server must not look dead."""
+"""Paths that are also served on connections beyond the limit: a full server must not look dead."""
 
 
 class GuardedConfig(Config):
@@ -45,7 +45,7 @@ class GuardedConfig(Config):
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """One connection, whose deadlines and limits are `Deadlines`'."""
+    """One connection; `Deadlines` decides whether it is within its deadlines and limits."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._last_answer: bytes | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """Begin to wait for a request; a connection beyond all limits is answered 503 at once."""
+        """Begin to wait for a request; answer 503 at once if this connection is beyond all limits."""
         super().connection_made(transport)
         surplus = len(self.connections) - self.limits.connections
         self._is_surplus = surplus > 0
@@ -75,13 +75,13 @@ class GuardedProtocol(HttpToolsProtocol):
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let go of a request that waits: nobody waits for its answer."""
+        """Cancel the request of the short door: its client has gone."""
         super().connection_lost(exc)
         if isinstance(self.cycle, DirectCycle):
             self.cycle.abandon()
 
     def data_received(self, data: bytes) -> None:
-        """Parse; what cannot be parsed, or is beyond a limit, ends the connection."""
+        """Parse the data; end the connection if it is not valid HTTP or exceeds a limit."""
         deadlines = self._deadlines
         if deadlines.phase is CLOSING:
             return
@@ -91,7 +91,7 @@ class GuardedProtocol(HttpToolsProtocol):
             if deadlines.phase is HEAD or deadlines.phase is BODY or deadlines.phase is DISCARDING:
                 deadlines.end_feed(len(data), self.loop.time(), self.url, self.headers)
         except httptools.HttpParserUpgrade:
-            self.cycle.keep_alive = False  # answered as if it had not asked; the parser reads nothing behind it
+            self.cycle.keep_alive = False  # the wish to upgrade is ignored; the parser reads no data after this request
         except httptools.HttpParserError as error:
             cause = error.__context__
             refusal = RefusedError(400, "not a valid HTTP/1.1 request")
@@ -101,11 +101,11 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Begin a request."""
-        self.url, self.headers, self.expect_100_continue = b"", [], False  # the scope is made when it is needed
+        self.url, self.headers, self.expect_100_continue = b"", [], False  # the scope is made later, only for ASGI
         self._deadlines.begin_head(len(self.pipeline))
 
     def on_headers_complete(self) -> None:
-        """Hand the request to the application, if its head is within the limits."""
+        """Begin the request at the short door or at ASGI, if its head is within the limits."""
         if self._is_surplus and self.url.partition(b"?")[0] not in RESERVED_PATHS:
             raise _refuse_surplus()
         self._deadlines.begin_body(self.url, self.headers)
@@ -116,10 +116,10 @@ class GuardedProtocol(HttpToolsProtocol):
             self._begin_asgi()
         if self._is_surplus:
             self.cycle.keep_alive = False
-        self.headers = []  # where trailers go, which are no headers (RFC 9110, section 6.5.1)
+        self.headers = []  # the parser appends trailers, which are not headers (RFC 9110, section 6.5.1)
 
     def _begin_asgi(self) -> None:
-        """Hand the request to the application, which uvicorn does with the scope that it makes for a new message."""
+        """Begin the request at ASGI: uvicorn makes its scope in `on_message_begin`, so that is called here."""
         url, headers, expects_continue = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.headers, self.expect_100_continue = url, headers, expects_continue
@@ -127,7 +127,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Take a piece of a body; instead of uvicorn's, which asks each time whether it is a websocket's."""
+        """Take a piece of a body. Replaces uvicorn's method, which checks for a websocket each time."""
         self._deadlines.take_body()
         cycle = self.cycle
         if cycle.response_complete:
@@ -138,7 +138,7 @@ class GuardedProtocol(HttpToolsProtocol):
         cycle.message_event.set()
 
     def on_message_complete(self) -> None:
-        """Leave the rest to the application, or wait for the next request when it has answered already."""
+        """Mark the body as complete, or wait for the next request if this one is answered already."""
         self._deadlines.end_request()
         cycle = self.cycle
         if cycle.response_complete:
@@ -152,7 +152,7 @@ class GuardedProtocol(HttpToolsProtocol):
             cycle.message_event.set()
 
     def on_response_complete(self) -> None:
-        """Go on to the next request; instead of uvicorn's, without a timer per answer."""
+        """Go on to the next request. Replaces uvicorn's method, which starts a timer per answer."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             self._deadlines.close_written(self.loop.time())
@@ -169,17 +169,17 @@ class GuardedProtocol(HttpToolsProtocol):
             self._deadlines.begin_idle(self.loop.time())
 
     def pause_writing(self) -> None:
-        """Begin to wait for a client that does not take its answer."""
+        """Start the write deadline: the client does not read its answer."""
         super().pause_writing()
         self._deadlines.pause_writing(self.loop.time())
 
     def resume_writing(self) -> None:
-        """Go on: the client has taken most of its answer."""
+        """Stop the write deadline: the client has read most of its answer."""
         super().resume_writing()
         self._deadlines.resume_writing()
 
     def check(self, now: float) -> None:
-        """End the connection if its time is over."""
+        """End the connection if one of its deadlines has passed."""
         verdict = self._deadlines.check(now, is_reading=not self.flow.read_paused)
         if verdict == "abort":
             self.transport.abort()
@@ -189,7 +189,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse(verdict)
 
     def give_up(self) -> None:
-        """Answer 503 in place of the application, if nothing was answered yet, and close."""
+        """Close the connection; answer 503 first if its only request has no answer yet."""
         cycle = self._get_cycle()
         if cycle is None or self.pipeline or cycle.disconnected or cycle.response_started:
             self.transport.abort()
@@ -199,10 +199,10 @@ class GuardedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def _get_cycle(self) -> RequestResponseCycle | None:
-        return self.cycle  # the newest request's; uvicorn's annotation leaves out that there may be none yet
+        return self.cycle  # of the newest request; None before the first, which uvicorn's annotation leaves out
 
     def _refuse(self, error: RefusedError) -> None:
-        """Answer in the application's place, after the answers to earlier requests of this connection, and close."""
+        """Answer the error instead of the application, after the answers to earlier requests, and close."""
         is_begun = self._deadlines.phase in (BODY, DISCARDING)
         cycle = self._get_cycle()
         is_answering = not is_begun and cycle is not None and not cycle.response_complete
@@ -221,7 +221,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._end_with(self._answer_refusal(error))
 
     def _end_with(self, answer: bytes) -> None:
-        """Write the last answer, and leave the client some time to read it."""
+        """Write the last answer, and give the client some time to read it."""
         self._deadlines.close(self.loop.time())
         self.transport.write(answer)
         self.flow.resume_reading()
@@ -231,7 +231,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _answer_refusal(self, error: RefusedError) -> bytes:
-        """Return a whole answer, and count it."""
+        """Return the whole answer as bytes, and count it."""
         logger.debug("refused a request: %d %s", error.status, error)
         request_id = take_request_id(())
         answer = render_at(self.url.partition(b"?")[0].decode("latin-1"), error, request_id.decode())
@@ -253,10 +253,10 @@ def _refuse_surplus() -> RefusedError:
 
 
 def _abandon(cycle: RequestResponseCycle) -> None:
-    """Tell the application that its client has gone; what it says from now on is not sent, and not a bug to log."""
+    """Tell the application that its client has gone; its later messages are neither sent nor logged as errors."""
     if isinstance(cycle, DirectCycle):
         cycle.abandon()
         return
     cycle.disconnected = True
     cycle.message_event.set()
-    cycle.logger = logging.Logger("abandoned", logging.CRITICAL + 1)  # noqa: LOG001  # of no hierarchy: says nothing
+    cycle.logger = logging.Logger("abandoned", logging.CRITICAL + 1)  # noqa: LOG001  # in no hierarchy: logs nothing

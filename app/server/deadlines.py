@@ -1,4 +1,4 @@
-"""Deadlines and limits of one connection, as a state machine that is told the time: no clock, no socket, no loop."""
+"""Deadlines and limits of one connection: a state machine that is told the time, without clock, socket or loop."""
 
 import enum
 import math
@@ -13,36 +13,36 @@ NEVER = math.inf
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long, how large, how many. Deadlines are looked at every 0.1 s."""
+    """The limits of a connection. Deadlines are checked every 0.1 s."""
 
     head_seconds: float = 10.0
-    """For a request's line and headers: from its first byte, the first request's from the connection."""
+    """For the request line and headers, from their first byte; for a connection's first request, from the connect."""
     body_seconds: float = 120.0
     """For a whole body: 8 MiB at 70 KB/s."""
     progress_seconds: float = 10.0
     progress_bytes: int = 4096
-    """A body that is not complete brings this much in each `progress_seconds`."""
+    """An incomplete body must bring this much in each `progress_seconds`."""
     keep_alive_seconds: float = 75.0
-    """Between two requests: longer than load balancers keep a connection (60 s), so that they close it, not we."""
+    """Between two requests: longer than load balancers keep a connection (60 s), so that they close it first."""
     write_seconds: float = 60.0
-    """For a client to take an answer that is larger than the socket's buffers."""
+    """For a client to read an answer that is larger than the socket's buffers."""
     linger_seconds: float = 2.0
-    """For a refused client to read why: closing at once would reset the connection under what it still sends."""
+    """For a refused client to read the answer: closing while it still sends would reset the connection before that."""
     graceful_seconds: float = 20.0
-    """From the closing of the socket to 503 for what is not answered: with the drain less than Kubernetes' 30 s."""
+    """From closing the socket to answering 503 to the rest; with the drain of the log less than Kubernetes' 30 s."""
     target_bytes: int = 8192
-    """The request line's path and query."""
+    """Length of the path and query in the request line."""
     header_bytes: int = 64 * 1024
     header_count: int = 100
     connections: int = 1000
     reserved_connections: int = 50
-    """Beyond `connections`, for health checks and metrics; what else comes over these is answered 503."""
+    """Beyond `connections`, for health checks and metrics only; other requests on these are answered 503."""
     pipelined: int = 32
-    """Requests of one connection that wait for their turn."""
+    """Requests that may wait for their turn on one connection."""
 
 
 class RefusedError(ScorekeeperError):
-    """A request that the application does not get to see; the connection ends with this answer."""
+    """A request that is refused before the application sees it; the connection ends with this answer."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
@@ -59,19 +59,19 @@ class Phase(enum.Enum):
     DISCARDING = enum.auto()
     """The rest of a body whose request has been answered already."""
     ANSWERING = enum.auto()
-    """The application; the client owes nothing."""
+    """The application's answer; nothing is due from the client."""
     CLOSING = enum.auto()
-    """The client's reading of the last answer; what it sends is not looked at."""
+    """The client to read the last answer; what it sends is ignored."""
 
 
-IDLE, HEAD, BODY, DISCARDING, ANSWERING, CLOSING = Phase  # a look into an Enum costs 0.1 us on Python 3.11
+IDLE, HEAD, BODY, DISCARDING, ANSWERING, CLOSING = Phase  # reading an attribute of an Enum takes 0.1 us on Python 3.11
 
 Verdict = Literal["close", "abort"]
-"""How a connection whose time is over ends: `close` sends what has been written, `abort` does not wait for that."""
+"""How a connection ends when a deadline has passed: `close` sends what has been written first, `abort` does not."""
 
 
 class Deadlines:
-    """What the client of one connection owes, until when, and within which limits.
+    """What the client of one connection must send or read, by when, and within which limits.
 
     `now` is always the loop's clock in seconds. A request that arrives in one piece costs a few assignments.
     """
@@ -94,7 +94,7 @@ class Deadlines:
         self._body_deadline = NEVER
         self._write_deadline = NEVER
         self._progress_bytes = 0
-        self._silent_bytes = 0  # received since the last that the application got: of a head, a chunk's frame, trailers
+        self._silent_bytes = 0  # bytes of heads, chunk framing and trailers since the last content
         self._is_first = True
 
     def feed(self, size: int) -> None:
@@ -106,7 +106,7 @@ class Deadlines:
         if waiting >= self._limits.pipelined:
             raise RefusedError(400, f"more than {self._limits.pipelined} requests wait on this connection")
         self.phase = HEAD
-        if self._is_first:  # its deadline runs since the connection was made
+        if self._is_first:  # its deadline has run since the connection was made
             self._is_first = False
         else:
             self._deadline = NEVER
@@ -135,11 +135,11 @@ class Deadlines:
         self.phase = ANSWERING
 
     def end_feed(self, size: int, now: float, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        """Set or keep the deadline of what has arrived in part; raise RefusedError for much that says nothing."""
+        """Set or keep the deadline of an incomplete request; raise RefusedError for too many bytes without content."""
         if self._silent_bytes > self._limits.header_bytes and self.phase is not DISCARDING:
             if self.phase is HEAD:
                 raise self._explain_large_head(target, headers)
-            raise RefusedError(400, "the body has more framing than content")
+            raise RefusedError(400, "the body has too much framing without content")
         if self._deadline == NEVER:
             self._set_deadline(now)
         else:
@@ -151,37 +151,37 @@ class Deadlines:
         self._deadline = now + self._limits.keep_alive_seconds
 
     def discard(self, now: float) -> None:
-        """Leave the client some time to end a body that nobody waits for any more."""
+        """Give the client `linger_seconds` to end a body that nobody needs any more."""
         self.phase = DISCARDING
         self._deadline = now + self._limits.linger_seconds
 
     def close(self, now: float | None = None) -> None:
-        """Look at nothing more that the client sends; from `now` on it has some time to read the last answer."""
+        """Ignore what the client sends from here on; with `now`, give it `linger_seconds` to read the last answer."""
         self.phase = CLOSING
         self._deadline = NEVER if now is None else now + self._limits.linger_seconds
 
     def close_written(self, now: float) -> None:
-        """Look at nothing more: the transport closes when the client has taken what was written."""
+        """Ignore what the client sends: the transport closes when the client has read what was written."""
         self.phase = CLOSING
         self._deadline = now + self._limits.write_seconds
 
     def pause_writing(self, now: float) -> None:
-        """Begin to wait for a client that does not take its answer."""
+        """Start the write deadline: the client does not read its answer."""
         self._write_deadline = now + self._limits.write_seconds
 
     def resume_writing(self) -> None:
-        """Go on: the client has taken most of its answer."""
+        """Stop the write deadline: the client has read most of its answer."""
         self._write_deadline = NEVER
 
     def check(self, now: float, *, is_reading: bool) -> Verdict | RefusedError | None:
-        """Return how the connection ends if its time is over; None: it goes on. `is_reading`: we take what comes."""
+        """Return how the connection ends if a deadline has passed, else None. `is_reading`: reading is not paused."""
         if now >= self._write_deadline:
             return "abort"
         if now < self._deadline:
             return None
         if self.phase is CLOSING or self.phase is DISCARDING:
             return "abort"
-        if self.phase is IDLE:  # an answer to nothing would be taken for the answer to what is sent next
+        if self.phase is IDLE:  # the client would take an answer now for that to its next request
             self.close(now)
             return "close"
         if not is_reading:

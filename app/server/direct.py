@@ -1,8 +1,8 @@
-"""The short door of POST /predict: from its connection to the function that serves it, without ASGI.
+"""The short door of POST /predict: the connection calls the function that serves it, without ASGI.
 
-ASGI's task, scope and messages cost as much again as the rest of a prediction's HTTP. What such a request shares with
-others is in `app.server.connection`: deadlines, limits, the order of pipelined requests. Whatever is unusual about a
-request sends it through ASGI.
+ASGI's task, scope and messages would double the cost of a prediction's HTTP. Deadlines, limits and the order of
+pipelined requests are the same as for other requests (`app.server.connection`). A request that is unusual in any way
+goes through ASGI.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.api.predict import PATH, predict
-from app.api.predict_batch import Answer
+from app.api.predict_batch import Answer, PredictJob
 from app.state import State
 from app.web.body import LARGE_BODY_BYTES
 from app.web.requests import finish_request, take_request_id
@@ -20,18 +20,18 @@ from app.web.requests import finish_request, take_request_id
 TARGET = PATH.encode()
 
 NOBODY = asyncio.Event()
-"""The event that a connection sets for the task of a request, of which there is none."""
+"""The event with which a connection wakes the task of a request; a request of the short door has no task."""
 
 
 class DirectCycle(RequestResponseCycle):
-    """One request in the place that uvicorn gives it in its connection."""
+    """One request, in place of the cycle that uvicorn's connection keeps for each request."""
 
     message_event = NOBODY
     response_started = False
     response_complete = False
     disconnected = False
     more_body = True
-    _answer: "asyncio.Future[Answer] | None" = None
+    _job: PredictJob | None = None
 
     def __init__(self, connection: HttpToolsProtocol, state: State) -> None:
         self.transport = connection.transport
@@ -44,30 +44,30 @@ class DirectCycle(RequestResponseCycle):
         self.body = bytearray()
 
     def begin(self) -> None:
-        """Serve it, now that its body is complete."""
+        """Serve the request, whose body is complete."""
         self._received_at = time.perf_counter()
         self._request_id = take_request_id(self.headers)
-        self._answer = predict(self.headers, bytes(self.body), self.state, self._request_id.decode())
-        self._answer.add_done_callback(self._finish)
+        self._job = predict(self.headers, bytes(self.body), self.state, self._request_id.decode(), self._finish)
 
     def abandon(self) -> None:
-        """Serve it no further, since nobody waits for its answer; without effect when it is answered."""
+        """Cancel the request: its client has gone. Has no effect when it is answered."""
         self.disconnected = True
-        if self._answer is not None:
-            self._answer.cancel()
+        if self._job is not None:
+            self._job.is_abandoned = True
 
-    def _finish(self, answered: "asyncio.Future[Answer]") -> None:
-        """Write the whole answer with one system call, if somebody waits for it."""
-        if self.disconnected:
+    def _finish(self, answer: Answer) -> None:
+        """Write the whole answer with one system call, unless the client has gone."""
+        self._job = None  # it refers to this method: the garbage collector would have to find both
+        if self.disconnected or self.response_complete:
             return
-        status, headers, body = answered.result()
+        status, headers, body = answer
         self.response_started = self.response_complete = True
-        lines = [b"%b: %b\r\n" % header for header in (*self.default_headers, *headers)]
+        lines = [STATUS_LINE[status], *[b"%b: %b\r\n" % header for header in self.default_headers]]
+        lines += [b"%b: %b\r\n" % header for header in headers]
         if not self.keep_alive:
             lines.append(b"connection: close\r\n")
-        self.transport.write(
-            b"".join([STATUS_LINE[status], *lines, b"x-request-id: ", self._request_id, b"\r\n\r\n", body])
-        )
+        lines += (b"x-request-id: ", self._request_id, b"\r\n\r\n", body)
+        self.transport.write(b"".join(lines))
         if not self.keep_alive:
             self.transport.close()
         seconds = time.perf_counter() - self._received_at
@@ -76,7 +76,7 @@ class DirectCycle(RequestResponseCycle):
 
 
 def is_direct(connection: HttpToolsProtocol) -> bool:
-    """Return whether the request whose head is complete can be served directly, in its turn, which is now."""
+    """Return whether the short door can serve this request, whose head is complete and whose turn it is."""
     return (
         connection.url == TARGET
         and connection.parser.get_method() == b"POST"

@@ -45,7 +45,7 @@ RETAIN_SECONDS = 300.0
 FLUSH_SECONDS = 10.0
 """A disk that takes longer for a group counts as failed: clients have given up by then."""
 
-CHECK_SECONDS = 1.0
+LIMIT_CHECK_SECONDS = 1.0
 """How often limits are looked at, and how often a failed disk is tried again."""
 
 Frames = tuple[bytes, int]
@@ -76,11 +76,11 @@ class Journal:
 
     async def run(self) -> None:
         """Write group after group until cancelled; nobody is left waiting at the end."""
-        await self._groups.run(self._commit, CHECK_SECONDS)
+        await self._groups.run(self._commit, LIMIT_CHECK_SECONDS)
 
     async def check(self) -> None:
         """Begin a segment if none is open or it is old, remove what has been shipped, and look at the limits."""
-        self._next_check = time.monotonic() + CHECK_SECONDS
+        self._next_check = time.monotonic() + LIMIT_CHECK_SECONDS
         free = await self._measure_free()
         disk_refusal = await self._ensure_segment()
         await self._remove_shipped(free)

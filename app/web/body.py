@@ -1,4 +1,4 @@
-"""Request bodies: how much and which kind is read, and where in it a fault lies."""
+"""Request bodies: check their size and type, decode them, and locate faults in them."""
 
 import asyncio
 import json
@@ -26,24 +26,24 @@ Row = list[Value] | dict[str, Value]
 """One row as the client sent it: values in the model's order, or by feature name."""
 
 LARGE_BODY_BYTES = 32 * 1024
-"""Bodies from this size are worked on in a thread: smaller ones take well under a millisecond on the event loop."""
+"""Bodies of this size or more are decoded in a thread; smaller ones take well under a millisecond on the event loop."""
 
 
 async def read_body(
     scope: Scope, receive: Receive, limit: int, media_types: Sequence[bytes] = (b"application/json",)
 ) -> bytes:
-    """Read the whole body, at most `limit` bytes, if it is of one of `media_types` and not compressed."""
+    """Read the whole body: at most `limit` bytes of one of `media_types`, not compressed."""
     check_headers(scope["headers"], limit, media_types)
     return await receive_body(receive, limit)
 
 
 async def receive_body(receive: Receive, limit: int) -> bytes:
-    """Receive the whole body, at most `limit` bytes, whatever it is."""
+    """Receive the whole body, of any type and at most `limit` bytes."""
     chunks, size = [], 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise MalformedBodyError("the client has gone before the end of the body")
+            raise MalformedBodyError("the client closed the connection before the end of the body")
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > limit:
@@ -56,12 +56,12 @@ async def receive_body(receive: Receive, limit: int) -> bytes:
 def check_headers(
     headers: Iterable[tuple[bytes, bytes]], limit: int, media_types: Sequence[bytes] = (b"application/json",)
 ) -> None:
-    """Raise 413 or 415 for a body that is not read here."""
+    """Raise 413 or 415 for a body that is too large or of a type that is not supported."""
     for name, value in headers:
         if name == b"content-type" and value not in media_types and _get_type(value) not in media_types:
             raise UnsupportedMediaTypeError(f"Content-Type must be {b' or '.join(media_types).decode()}")
         if name == b"content-encoding" and value.lower() != b"identity":
-            raise UnsupportedMediaTypeError("Content-Encoding is not supported here: send the body as it is")
+            raise UnsupportedMediaTypeError("Content-Encoding is not supported here: send the body uncompressed")
         if name == b"content-length" and (len(value) > 15 or int(value) > limit):
             raise BodyTooLargeError(f"the body has more than the {limit} bytes allowed")
 
@@ -76,21 +76,21 @@ def _get_type(content_type: bytes) -> bytes:
 
 
 async def run_sized(body: bytes, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Do `work` on the event loop for a small body, in a thread for a large one, so that others are not held up."""
+    """Call `work` on the event loop for a small body, in a thread for a large one, so that no request waits."""
     if len(body) < LARGE_BODY_BYTES:
         return work(*args, **kwargs)
     return await asyncio.to_thread(work, *args, **kwargs)
 
 
 def decode_body(decoder: msgspec.json.Decoder[T], body: bytes, prefix: str = "", where: str = "") -> T:
-    """Decode strictly; raise 400 for what is not JSON, 422 with a pointer for JSON of another shape.
+    """Decode strictly; raise 400 for invalid JSON, 422 with a pointer for JSON of another shape.
 
-    `prefix` leads the pointers and `where` the details, for bodies of several documents.
+    For bodies of several documents, every pointer begins with `prefix` and every detail with `where`.
     """
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        _check_syntax(body, where)  # a shape is found wrong before the end of the text has been read
+        _check_syntax(body, where)  # msgspec reports a wrong shape before it has read the whole text
         raise _locate(error, body, prefix, where) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _malformed(error, where) from error
@@ -110,7 +110,7 @@ def check_repeated_names(body: bytes) -> None:
 def _check_syntax(body: bytes, where: str) -> None:
     try:
         msgspec.json.decode(body, type=msgspec.Raw)
-        body.decode()  # msgspec does not look into texts that it skips
+        body.decode()  # msgspec does not check the UTF-8 of strings that it skips
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _malformed(error, where) from error
 
@@ -136,14 +136,17 @@ VALUE_DECODER = msgspec.json.Decoder[Value](Value)
 
 
 def _name_hidden_key(steps: list[str | int], body: bytes) -> list[str | int]:
-    """Replace the `...` that msgspec shows for the key of an object by the first whose value no feature has."""
+    """Replace the `...` that msgspec shows for an object's key by the first key whose value is not a `Value`."""
     container, at = msgspec.Raw(body), steps.index("...")
     try:
         for step in steps[:at]:
             kind: Any = dict[str, msgspec.Raw] if isinstance(step, str) else list[msgspec.Raw]
             container = msgspec.json.decode(container, type=kind)[step]
         members = msgspec.json.decode(container, type=dict[str, msgspec.Raw])
-    except (msgspec.ValidationError, LookupError):  # a name stands twice, and the fault is in what the last one hides
+    except (
+        msgspec.ValidationError,
+        LookupError,
+    ):  # a name occurs twice: the fault is in a value that the last one hides
         return steps[:at]
     for key, value in members.items():
         try:

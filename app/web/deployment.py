@@ -1,4 +1,4 @@
-"""What the interface's description depends on in this process: the models that are loaded, and a few settings."""
+"""What /openapi.json depends on in this process: the loaded models and a few settings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from app.serving.signature import ClassName, Signature
 
 
 class FeatureShape(NamedTuple):
-    """What one feature may be; `low` and `high` bound numbers."""
+    """The values that a feature may have; `low` and `high` bound numbers."""
 
     name: str
     kind: FeatureKind
@@ -22,7 +22,7 @@ class FeatureShape(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Versions of a model that take the same features. `is_default_model`: no request needs to name it."""
+    """Versions of a model that take the same features. `is_default_model`: requests need not name it."""
 
     name: str
     versions: tuple[str, ...]
@@ -36,14 +36,14 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """What is loaded, the default first, and settings; equal while nothing changes, and it keeps no model in memory."""
+    """The loaded models, the default first, and settings. Equal while nothing changes; keeps no model in memory."""
 
     models: tuple[ModelShape, ...]
     max_rows: int
     windows: tuple[str, ...]
 
     def examples(self) -> Mapping[str, object]:
-        """Return values of parameters, by name, for which this process has an answer."""
+        """Return an example for each parameter by name; this process has an answer for it."""
         first = self.models[0]
         return {
             "model": first.name,
@@ -54,7 +54,7 @@ class Deployment:
 
 
 def describe_models(repository: ModelRepository) -> tuple[ModelShape, ...]:
-    """Describe what is loaded, the default first."""
+    """Describe the loaded models, the default first."""
     groups: dict[tuple[str, tuple[FeatureShape, ...], tuple[ModelInput, ...]], list[Model]] = {}
     for model in (served.model for served in repository.all()):
         group = (model.name, describe_features(model.signature), model.signature.inputs)
@@ -76,7 +76,7 @@ def describe_models(repository: ModelRepository) -> tuple[ModelShape, ...]:
 
 
 def describe_features(signature: Signature) -> tuple[FeatureShape, ...]:
-    """Return what each feature of a row may be."""
+    """Return the values that each feature of a row may have."""
     return tuple(
         FeatureShape(one.name, one.kind, one.missing_allowed, one.type.low, one.type.high) for one in signature.features
     )

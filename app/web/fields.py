@@ -1,4 +1,4 @@
-"""Fields that stand in many requests and answers, each with its description and an example."""
+"""Fields that many requests and answers have, each with its description and an example."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -8,9 +8,11 @@ from msgspec import Meta
 
 from app.serving.signature import ClassName
 
-ModelName = Annotated[str, Meta(description="The model's name: that of its folder in MODEL_DIR", examples=["car-loan"])]
+ModelName = Annotated[
+    str, Meta(description="The model's name, which is the name of its folder in MODEL_DIR", examples=["car-loan"])
+]
 ModelVersion = Annotated[
-    str, Meta(description="The version's name: that of its folder below the model's", examples=["1"])
+    str, Meta(description="The version's name, which is the name of its folder below the model's", examples=["1"])
 ]
 MODEL_PATH = {"model": ModelName, "version": ModelVersion}
 """The parameters of a path that names a model, or a version of it."""
@@ -18,7 +20,7 @@ MODEL_PATH = {"model": ModelName, "version": ModelVersion}
 PredictionId = Annotated[
     UUID,
     Meta(
-        description="The id that /predict answered the row with: a UUIDv7 of the server's clock",
+        description="The row's id, which /predict answered: a UUIDv7 of the server's clock",
         examples=["01a2082d-7b3c-7000-8000-2f6d5a1c9e04"],
     ),
 ]
@@ -27,12 +29,12 @@ ModelClass = Annotated[
 ]
 Role = Annotated[
     Literal["live", "shadow"],
-    Meta(description="Whether the version answered the requests, or only watched", examples=["live"]),
+    Meta(description="`live`: the version answered the requests; `shadow`: it only watched them", examples=["live"]),
 ]
 WindowName = Annotated[str, Meta(description="A trailing window, as QUALITY_WINDOWS names it", examples=["1h"])]
 Instant = Annotated[datetime, Meta(tz=True, examples=["2026-01-01T00:00:00Z"])]
-Since = Annotated[Instant, Meta(description="Where the period begins: this moment belongs to it")]
+Since = Annotated[Instant, Meta(description="Start of the period, inclusive")]
 Until = Annotated[
     Instant,
-    Meta(description="Where the period ends: this moment no longer belongs to it", examples=["2026-01-01T01:00:00Z"]),
+    Meta(description="End of the period, exclusive", examples=["2026-01-01T01:00:00Z"]),
 ]

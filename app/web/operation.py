@@ -1,4 +1,4 @@
-"""What an operation takes and answers, declared above its handler: /openapi.json is generated from it."""
+"""Declare above a handler what its operation takes and answers; /openapi.json is generated from this."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ Schema = dict[str, Any]
 Tag = Literal["predictions", "labels", "quality", "models", "operations", "open-inference", "unsupported"]
 
 Content = type[msgspec.Struct] | type[list[Any]] | str
-"""What an answer holds: this Struct in JSON, a list of Structs in JSON, or something of this media type."""
+"""What an answer holds: a Struct in JSON, a list of Structs in JSON, or content of this media type."""
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
@@ -23,7 +23,7 @@ ATTRIBUTE = "operation"
 
 
 class Example(NamedTuple):
-    """A body that works, under a few words on what it does."""
+    """A body that works, with a summary of a few words."""
 
     summary: str
     value: Any
@@ -40,7 +40,7 @@ class Body:
 
     @property
     def is_required(self) -> bool:
-        """Whether a request must have a body: it need not when no field of the Struct is required."""
+        """Whether a request must have a body: False when no field of the Struct is required."""
         return isinstance(self.shape, dict) or any(one.required for one in msgspec.structs.fields(self.shape))
 
 
@@ -48,10 +48,9 @@ class Body:
 class Operation:
     """One operation, as a decorator of its handler, whose docstring is the description.
 
-    `answers` are what each status may hold; `problems` are the statuses answered as an error, beside those that every
-    request may be answered. `path` has the type of each parameter in the path, `query` is the Struct of the query.
-    What depends on the models that are loaded is a function: `bodies`, and `examples`, the values by name that replace
-    the examples of parameters.
+    `answers` has what the answer of each status may hold. `problems` are the statuses of its errors, beside those that
+    any request may get. `path` has the type of each path parameter, `query` is the Struct of the query. What depends on
+    the loaded models is a function: `bodies`, and `examples`, whose values replace the examples of parameters by name.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""Every error becomes one kind of answer: `application/problem+json` (RFC 9457); under /v2 its protocol's own."""
+"""Turn every error into an answer: `application/problem+json` (RFC 9457), or under /v2 the form of its protocol."""
 
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -17,7 +17,7 @@ from app.web.requests import get_path, get_request_id
 PROBLEM_JSON = "application/problem+json"
 
 MAX_FAULTS = 20
-"""Faults listed in one answer; a batch may have thousands, and the first few tell."""
+"""Faults listed in one answer; a batch may have thousands, and the first ones are enough to see what is wrong."""
 
 
 class Problem(msgspec.Struct):
@@ -42,7 +42,7 @@ class Problem(msgspec.Struct):
 
 
 class OpenInferenceError(msgspec.Struct):
-    """What went wrong, as the Open Inference Protocol has it."""
+    """What went wrong, in the form of the Open Inference Protocol."""
 
     error: Annotated[
         str, Meta(description="What went wrong, in words", examples=["no such model; loaded are car-loan"])
@@ -50,28 +50,28 @@ class OpenInferenceError(msgspec.Struct):
 
 
 def render_error(request: Request, error: Exception) -> Response:
-    """Answer an error of our own tree, or a bug of ours, whose traceback uvicorn logs."""
+    """Answer a ScorekeeperError with its status, a bug with 500; uvicorn logs a bug's traceback."""
     return render_at(get_path(request.scope), error, get_request_id(request.scope))
 
 
 def render_at(path: str, error: Exception, request_id: str) -> Response:
-    """Answer an error in the form that the clients of this path, without the prefix of a proxy, know."""
+    """Answer an error in the form of this path, which is without a proxy's prefix: a problem, or that of /v2."""
     if not is_open_inference(path):
         return render_problem(error, request_id)
     if not isinstance(error, ScorekeeperError):
         return render_open_inference_error(500, HIDDEN, {})
-    status = 400 if error.status == 422 else error.status  # the protocol does not tell the two apart
+    status = 400 if error.status == 422 else error.status  # the protocol has no 422
     return render_open_inference_error(status, str(error), dict(error.headers))
 
 
 def render_problem(error: Exception, request_id: str) -> Response:
-    """Answer an error under a request's id; of a bug the text is not shown, it may hold anything."""
+    """Answer an error as a problem. The text of a bug's exception is not shown: it may hold anything."""
     if isinstance(error, ScorekeeperError):
         return _render(request_id, error.status, str(error), dict(error.headers), error.faults[:MAX_FAULTS])
     return _render(request_id, 500, HIDDEN, {})
 
 
-HIDDEN = "an error of the server; its log has more under this request id"
+HIDDEN = "internal error; the server's log has the details under this request id"
 
 
 def render_http_exception(request: Request, error: Exception) -> Response:
@@ -92,7 +92,7 @@ def is_open_inference(path: str) -> bool:
 
 
 def render_open_inference_error(status: int, detail: str, headers: dict[str, str]) -> Response:
-    """Answer an error as the Open Inference Protocol has it."""
+    """Answer an error in the form of the Open Inference Protocol."""
     return answer_json(OpenInferenceError(detail), status, headers)
 
 

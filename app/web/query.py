@@ -1,4 +1,4 @@
-"""Query parameters: decoded into a Struct, with the same strictness as bodies."""
+"""Query parameters: decoded into a Struct, as strictly as bodies."""
 
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -12,12 +12,12 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 def read_query(request: Request, kind: type[T]) -> T:
-    """Convert the query parameters; raise 422 that names one that is unknown, repeated or wrong."""
+    """Decode the query parameters; raise 422 that names the first unknown, repeated or invalid one."""
     values = dict(request.query_params)
     known = msgspec.structs.fields(kind)
     for name, value in request.query_params.multi_items():
         if name not in {field.encode_name for field in known}:
-            raise invalid(Fault(f"?{name[:50]}", "unknown_parameter", "there is no such parameter here"))
+            raise invalid(Fault(f"?{name[:50]}", "unknown_parameter", "there is no such parameter"))
         if len(request.query_params.getlist(name)) > 1:
             raise invalid(Fault(f"?{name}", "repeated_parameter", "given more than once"))
         if "\x00" in value:
@@ -35,7 +35,7 @@ def read_query(request: Request, kind: type[T]) -> T:
 
 
 def _check_instant(name: str, text: str, instant: datetime) -> None:
-    """Refuse a number, and an instant whose UTC lies outside the calendar: asyncpg could not send it."""
+    """Refuse a number, and a time outside the years 1 to 9999 in UTC: asyncpg could not send it."""
     try:
         msgspec.convert(text, datetime)
         instant.astimezone(UTC)

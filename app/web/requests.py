@@ -1,4 +1,4 @@
-"""Around every request: its id, its counters and its line in the access log, whichever door it came in by."""
+"""What is done for every request, at either door: its id, its counters and its line in the access log."""
 
 import itertools
 import re
@@ -15,21 +15,21 @@ Headers = Sequence[tuple[bytes, bytes]]
 """Names, in lower case, and values."""
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
-"""A client's X-Request-Id that is taken over; anything else is replaced."""
+"""A client's X-Request-Id is kept if it has this form, else replaced."""
 
 PROCESS_ID = secrets.token_hex(8).encode()
 COUNTER = itertools.count(1)
-"""A request id is the random part of this process and a number: unique, without a system call per request."""
+"""A request id is PROCESS_ID and this number: unique, without a system call per request."""
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
-"""Methods that become metric labels as they are; what else a client invents counts as OTHER."""
+"""Methods that become metric labels as they are; any other counts as OTHER."""
 
 RECEIVED_AT = "scorekeeper.received_at"
-"""Where a scope has the time at which the server received the request's last byte, by `time.perf_counter`."""
+"""The scope's key for the time at which the server received the request's last byte, by `time.perf_counter`."""
 
 
 def take_request_id(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Return the client's request id if it is sane, else a new one."""
+    """Return the client's request id if it matches REQUEST_ID, else a new one."""
     for name, value in headers:
         if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
             return bytes(value)
@@ -46,7 +46,7 @@ def finish_request(  # noqa: PLR0913, PLR0917  # an object that holds them would
     seconds: float | None,
     request_id: bytes,
 ) -> None:
-    """Count an answered request and write its line.
+    """Count an answered request and write its line in the access log.
 
     `seconds` run from the request's last byte received to the answer's last byte handed to the socket; None: the
     request was refused before its last byte came.
@@ -63,7 +63,7 @@ class RequestMiddleware:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass everything on; requests come back with an id and leave a count."""
+        """Call the application; add the id to a request's answer, and count it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -109,12 +109,12 @@ def get_target(scope: Scope) -> bytes:
 
 
 def get_path(scope: Scope) -> str:
-    """Return the path of a request below the prefix that a proxy has taken away."""
+    """Return the path of a request without the prefix of a proxy (`root_path`)."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
 
 
 def get_request_id(scope: Scope) -> str:
-    """Return the id that this request is answered and logged under."""
+    """Return the id under which this request is answered and logged."""
     request_id: str = scope["scorekeeper.request_id"]
     return request_id

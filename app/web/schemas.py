@@ -10,7 +10,7 @@ from app.web.operation import Schema
 REF = "#/components/schemas/{name}"
 
 NO_NUL = {"pattern": "^[^\\u0000]*$"}
-"""PostgreSQL stores every text but one with this character."""
+"""PostgreSQL cannot store a text with this character."""
 
 
 def refer(name: str) -> Schema:
@@ -32,7 +32,7 @@ def make_properties(struct: type[msgspec.Struct]) -> dict[str, Schema]:
 
 
 def forbid_nul(schema: Any) -> Any:
-    """Return a schema whose texts are those that can be stored."""
+    """Return the schema with NO_NUL for each of its texts."""
     if isinstance(schema, list):
         return [forbid_nul(one) for one in schema]
     if not isinstance(schema, dict):
@@ -42,7 +42,7 @@ def forbid_nul(schema: Any) -> Any:
 
 
 def _tidy(schema: Schema) -> Schema:
-    """Return a schema whose properties say themselves what msgspec says of one of their alternatives."""
+    """Return the schema with descriptions and examples at the properties; msgspec puts them into an alternative."""
     properties = {name: _lift(one) for name, one in schema.get("properties", {}).items()}
     return {**_lift(schema), **({"properties": properties} if properties else {})}
 

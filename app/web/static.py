@@ -1,4 +1,4 @@
-"""Answers that change rarely: a client asks again each time, and is sent only what it does not have."""
+"""Files that change rarely: a client asks each time, and is answered 304 if it has the content already."""
 
 import gzip
 import hashlib
@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """Content with its tag, as it is and compressed."""
+    """Content, plain and compressed, with its ETag."""
 
     content: bytes
     compressed: bytes
@@ -19,7 +19,7 @@ class File:
 
     @classmethod
     def make(cls, content: bytes, media_type: str) -> "File":
-        """Compress and tag some content."""
+        """Make a file of some content: compress it and compute its tag."""
         return cls(
             content, gzip.compress(content, mtime=0), media_type, f'W/"{hashlib.sha256(content).hexdigest()[:32]}"'
         )

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import subprocess
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
@@ -12,8 +14,11 @@ from app.database.migrate import upgrade_schema
 from tests.conftest import execute
 from tests.faults.disk_faults import fill
 from tests.faults.injectors import small_disk
+from tests.faults.postgres import Postgres
 from tests.faults.scenario import Fault
 from tests.faults.world import World
+from tests.support.load import fetch_rows
+from tests.support.processes import wait_until
 
 TABLESPACE_MEGABYTES = 64
 
@@ -34,6 +39,36 @@ async def postgres_killed_again_and_again(world: World) -> AsyncIterator[None]:
         await world.postgres.start()
         await world.wait_for_promises(100)
     yield
+
+
+@asynccontextmanager
+async def last_commits_lost(world: World) -> AsyncIterator[None]:
+    """At the address is PostgreSQL as it was some commits ago, in a new timeline: what a failover leaves, in short."""
+    postgres = Postgres(world.directory / "own")
+    world.beneath.push_async_callback(postgres.stop)
+    await postgres.start()
+    world.url = world.server.environment["DATABASE_URL"] = postgres.url
+    await world.server.start()
+    await world.wait_for_promises(200)
+    await postgres.kill()
+    copied_ms = time.time_ns() // 1_000_000
+    past = postgres.data.with_name("past")
+    await asyncio.to_thread(subprocess.check_call, ["cp", "--archive", postgres.data, past])
+    for name, text in (("recovery.signal", ""), ("postgresql.auto.conf", "restore_command = 'false'\n")):
+        (past / name).write_text(text)
+        os.chown(past / name, past.stat().st_uid, past.stat().st_gid)
+    await postgres.start()
+    await wait_until(lambda: has_rows_since(postgres.url, copied_ms), seconds=30, what=lambda: "newer rows are stored")
+    await postgres.kill()
+    postgres.data.rename(postgres.data.with_name("lost"))
+    past.rename(postgres.data)
+    await postgres.start()
+    yield
+
+
+async def has_rows_since(url: str, instant_ms: int) -> bool:
+    """Return whether rows are stored that were predicted after an instant, as their ids say."""
+    return any(key.int >> 80 > instant_ms for key, _ in await fetch_rows(url))
 
 
 @asynccontextmanager

@@ -44,6 +44,7 @@ def list_postgres_scenarios() -> list[Scenario]:
         Scenario("PostgreSQL killed", faults.postgres_killed, seconds=3),
         Scenario("PostgreSQL killed again and again", faults.postgres_killed_again_and_again),
         replace(refusing, name="PostgreSQL killed, database", fault=faults.postgres_killed, seconds=3),
+        Scenario("PostgreSQL's last commits lost", faults.last_commits_lost, starts=False, may_break=True),
         Scenario("PostgreSQL absent at start", faults.absent_at_start, starts=False, may_break=True),
         Scenario("PostgreSQL absent, then empty", faults.empty_and_absent_at_start, starts=False, may_break=True),
         Scenario("PostgreSQL frozen", faults.postgres_frozen, seconds=8),

@@ -22,8 +22,13 @@ class ScoreJob:
     def rows(self) -> int:
         return len(self.features)
 
+    @property
+    def is_abandoned(self) -> bool:
+        return self.answer.cancelled()
+
     def fail(self, error: Exception) -> None:
-        self.answer.set_exception(error)
+        if not self.answer.done():
+            self.answer.set_exception(error)
 
 
 class ScoringBatcher:

@@ -43,7 +43,7 @@ def list_exported() -> dict[str, set[str]]:
 
 
 def read_labels(collector: object, name: str) -> Iterator[str]:
-    if isinstance(collector, metrics.BatchHistogram):
+    if isinstance(collector, metrics.BatchHistogram | metrics.QuickCounter):
         yield from collector._describe[2]
     yield from getattr(collector, "_labelnames", ())
     if name.endswith("_bucket"):
