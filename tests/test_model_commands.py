@@ -157,7 +157,7 @@ def test_classes_are_integers_when_all_are(
     [
         (build_echo(3), Packing(feature_names="a,b"), "2 names for 3 features"),
         (build_echo(3), Packing(decision_threshold=0.5), "for two classes"),
-        (convert("regression", (0, 1)), Packing(), "nothing says that they are probabilities"),
+        (convert("regression", (0, 1)), Packing(), "which may not be probabilities"),
         (b"no model", Packing(), "not a readable ONNX file"),
         (b"", Packing(), "is empty"),
     ],

@@ -103,9 +103,9 @@ INPUTS = {
     "vector of one row": ([declare("x", 3)], "export with a free first dimension"),
     "free width": ([declare("x", None, None)], 'add metadata "feature_names"'),
     "two free widths": ([declare("x", None, None), declare("z", None, None)], 'add metadata "feature_names"'),
-    "equal names": ([declare("x", None, 2), declare("x_1", None, 1)], "name a feature twice"),
-    "no width": ([declare("x", None, 0)], "are none"),
-    "none": ([], "are none"),
+    "equal names": ([declare("x", None, 2), declare("x_1", None, 1)], "two with the same name"),
+    "no width": ([declare("x", None, 0)], "there are no features"),
+    "none": ([], "there are no features"),
 }
 
 
@@ -157,7 +157,7 @@ def build_scores(*nodes: onnx.NodeProto, width: int | None, **metadata: str) -> 
     return build_graph(nodes, [declare("p", *shape)], [declare("x", None, 3)], **metadata)
 
 
-NOT_CERTAIN = "nothing says that they are probabilities"
+NOT_CERTAIN = "which may not be probabilities"
 MAXIMUM = helper.make_node("ReduceMax", ["x"], ["p"], axes=[1], keepdims=0)
 
 UNCERTAIN: dict[str, tuple[Callable[[], bytes], str]] = {
@@ -166,7 +166,7 @@ UNCERTAIN: dict[str, tuple[Callable[[], bytes], str]] = {
     "vector": (lambda: build_scores(MAXIMUM, width=None), NOT_CERTAIN),
     "several labels at once": (
         lambda: build_scores(helper.make_node("Sigmoid", ["x"], ["p"]), width=3),
-        "no classifier",
+        "a row can have several classes, which is not supported",
     ),
     "negative": (
         lambda: build_scores(
@@ -186,7 +186,7 @@ UNCERTAIN: dict[str, tuple[Callable[[], bytes], str]] = {
         ),
         'add metadata "output": logits',
     ),
-    "column for three classes": (lambda: build_scores(MAXIMUM, width=None, classes="[0, 1, 2]"), "for 1 columns"),
+    "column for three classes": (lambda: build_scores(MAXIMUM, width=None, classes="[0, 1, 2]"), "but 1 columns"),
 }
 
 
@@ -253,8 +253,8 @@ METADATA: dict[str, tuple[int, dict[str, str], str]] = {
     "classes: fractions": (2, {"classes": "[0.5, 1.5]"}, "not a JSON array"),
     "classes: mixed": (2, {"classes": '[0, "1"]'}, "mixes integers and texts"),
     "classes: twice the same": (2, {"classes": "[1, 1]"}, "different ones"),
-    "classes: too few": (3, {"classes": "[0, 1]"}, "2 classes are named for 3 columns"),
-    "classes: too many": (3, {"classes": "[0, 1, 2, 3]"}, "4 classes are named for 3 columns"),
+    "classes: too few": (3, {"classes": "[0, 1]"}, "there are 2 classes, but 3 columns"),
+    "classes: too many": (3, {"classes": "[0, 1, 2, 3]"}, "there are 4 classes, but 3 columns"),
     "classes: NUL": (2, {"classes": json.dumps([NUL, "c"])}, "not a JSON array"),
     "classes: lone surrogate": (2, {"classes": r'["\ud800", "c"]'}, "not a JSON array"),
     "classes: empty text": (2, {"classes": '["", "c"]'}, "not a JSON array"),
@@ -264,27 +264,27 @@ METADATA: dict[str, tuple[int, dict[str, str], str]] = {
     "feature_names: no JSON": (3, {"feature_names": "a,b,c"}, '"feature_names" is not JSON'),
     "feature_names: too few": (3, {"feature_names": '["a", "b"]'}, "2 names for 3 features"),
     "feature_names: too many": (3, {"feature_names": '["a", "b", "c", "d"]'}, "4 names for 3 features"),
-    "feature_names: none": (3, {"feature_names": "[]"}, "are none"),
-    "feature_names: twice the same": (3, {"feature_names": '["a", "b", "a"]'}, "name a feature twice"),
+    "feature_names: none": (3, {"feature_names": "[]"}, "there are no features"),
+    "feature_names: twice the same": (3, {"feature_names": '["a", "b", "a"]'}, "two with the same name"),
     "feature_names: NUL": (3, {"feature_names": json.dumps(["a", "b", NUL])}, "not a JSON array"),
     "feature_names: too long": (3, {"feature_names": json.dumps(["a", "b", LONG])}, "texts up to 200"),
     "positive_class: unknown": (2, {"positive_class": "2"}, "the classes are [0, 1]"),
     "positive_class: no JSON": (2, {"positive_class": "yes"}, '"positive_class" is not JSON'),
     "positive_class: boolean": (2, {"positive_class": "true"}, "the classes are [0, 1]"),
-    "positive_class: of three": (3, {"positive_class": "1"}, "is for two classes"),
+    "positive_class: of three": (3, {"positive_class": "1"}, "needs two classes, this model has 3"),
     "decision_threshold: too high": (2, {"decision_threshold": "1.01"}, "allowed is 0 to 1"),
     "decision_threshold: negative": (2, {"decision_threshold": "-0.1"}, "allowed is 0 to 1"),
-    "decision_threshold: NaN": (2, {"decision_threshold": "nan"}, "no finite number"),
-    "decision_threshold: no number": (2, {"decision_threshold": "half"}, "no finite number"),
+    "decision_threshold: NaN": (2, {"decision_threshold": "nan"}, "not a finite number"),
+    "decision_threshold: no number": (2, {"decision_threshold": "half"}, "not a finite number"),
     "decision_threshold: of three": (3, {"decision_threshold": "0.5"}, "for two classes"),
     "missing_values: unknown": (2, {"missing_values": "yes"}, "allowed is refused or allowed"),
     "output: unknown": (2, {"output": "log"}, "allowed is probabilities or logits"),
     "example: no JSON": (2, {"example": "1, 2"}, '"example" is not JSON'),
-    "example: too short": (2, {"example": "[1]"}, "not a JSON array of 2 values"),
+    "example: too short": (2, {"example": "[1]"}, "neither a JSON array of 2 values"),
     "example: wrong type": (2, {"example": '[1, "2"]'}, "feature 'f1': expected number"),
     "example: no such names": (2, {"example": '{"a": 1}'}, "feature 'f0': this model does not take missing values"),
     "example: NaN": (2, {"example": "[1, NaN]"}, "feature 'f1': the number does not fit"),
-    "training_f1: infinite": (2, {"training_f1": "inf"}, "no finite number"),
+    "training_f1: infinite": (2, {"training_f1": "inf"}, "not a finite number"),
 }
 
 

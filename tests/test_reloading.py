@@ -330,7 +330,7 @@ async def test_trouble_of_the_default_has_one_beginning_until_it_is_over(world: 
 
 async def test_version_cannot_be_unloaded_when_it_is_the_last_or_pinned(world: World) -> None:
     async with world.open() as (reloader, repository):
-        with pytest.raises(ConflictError, match="the only one of the default model"):
+        with pytest.raises(ConflictError, match="the only version of the default model"):
             await reloader.unload("model", "1")
 
         world.write("2", build_echo(2))
@@ -478,7 +478,7 @@ async def test_pin_is_refused_when_it_cannot_be_kept(world: World) -> None:
     world.pins_file.parent.write_text("a file where DATA_DIR should be")
     world.write("2", build_echo(2))
     async with world.open() as (reloader, repository):
-        with pytest.raises(UnavailableError, match="cannot be kept"):
+        with pytest.raises(UnavailableError, match="cannot be written"):
             await reloader.pin("model", "1")
 
         assert repository.get().model.version == "2"
@@ -488,7 +488,7 @@ async def test_pin_is_refused_when_it_cannot_be_kept(world: World) -> None:
 def test_start_is_refused_when_the_pins_cannot_be_read(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "pins.json").write_bytes(content)
 
-    with pytest.raises(StartupError, match="no readable pins"):
+    with pytest.raises(StartupError, match="the pins cannot be read"):
         read_pins(tmp_path / "pins.json")
 
 

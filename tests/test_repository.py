@@ -173,7 +173,7 @@ def test_start_is_refused_when_several_models_have_no_default(tmp_path: Path) ->
     write_versions(tmp_path, "a", "1")
     write_versions(tmp_path, "b", "1")
 
-    with pytest.raises(StartupError, match=r"^DEFAULT_MODEL is not set .* allowed is a or b$"):
+    with pytest.raises(StartupError, match=r"^DEFAULT_MODEL is not set .* set it to a or b$"):
         load_models(tmp_path, None)
 
 
@@ -200,7 +200,7 @@ def test_start_is_refused_when_the_default_is_not_there(tmp_path: Path) -> None:
 def test_start_is_refused_when_a_directory_has_another_name(tmp_path: Path, name: str, version: str) -> None:
     write_model(tmp_path, build_echo(), name, version)
 
-    with pytest.raises(StartupError, match="names and versions are letters, digits") as refusal:
+    with pytest.raises(StartupError, match="names and versions begin with a letter or digit") as refusal:
         load_models(tmp_path, None)
 
     assert "\n" not in str(refusal.value)

@@ -1,1 +1,1 @@
-"""The numbers, as pure arithmetic on counts."""
+"""The quality numbers: pure arithmetic on counts."""

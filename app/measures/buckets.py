@@ -1,4 +1,4 @@
-"""Time in the ledger: the lengths of its buckets, how long each is kept, and which buckets make up a period."""
+"""Time in the ledger: how long its buckets are, how long they are kept, and which buckets cover a period."""
 
 import math
 from collections.abc import Iterator
@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 SPANS = (60, 600, 3600, 21_600, 86_400)
-"""Lengths of buckets in seconds, each a multiple of the one before; they begin at multiples of it since 1970, UTC."""
+"""Lengths of buckets in seconds, each a multiple of the one before. A bucket begins at a multiple of its length since
+1970, UTC."""
 
 EDGES_PER_WINDOW = 24
-"""A window begins on the edge of the longest bucket of which it holds this many: it is at most 1/24 longer than asked,
-or a minute."""
+"""A window has at least this many buckets of some length; it begins on an edge of the longest such bucket. So it is at
+most 1/24 longer than asked, or a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +24,13 @@ class Tile:
 
 
 def window_start(now: datetime, length: timedelta) -> datetime:
-    """Return `now` - `length`, rounded down to the edge of a bucket."""
+    """Return `now` - `length`, rounded down to the edge of a bucket (EDGES_PER_WINDOW)."""
     edges = [span for span in SPANS if span * EDGES_PER_WINDOW <= length.total_seconds()]
     return round_down(now - length, max(edges, default=SPANS[0]))
 
 
 def tile_period(since: datetime, until: datetime) -> Iterator[Tile]:
-    """Cover the minutes from `since` to before `until` by the fewest buckets, from the first to the last."""
+    """Cover the minutes with since <= minute < until by as few buckets as possible, in order of time."""
     at, end = _seconds(since), _seconds(until)
     while at < end:
         span = max(span for span in SPANS if at % span == 0 and at + span <= end)
@@ -42,12 +43,12 @@ def tile_period(since: datetime, until: datetime) -> Iterator[Tile]:
 
 
 def tile_window(since: datetime, now: datetime) -> list[Tile]:
-    """Cover a window from its start to the end of the minute that holds `now`."""
+    """Cover a window from its start to the end of the current minute."""
     return list(tile_period(since, round_down(now, 60) + timedelta(minutes=1)))
 
 
 def kept_since(span: int, now: datetime) -> datetime:
-    """Return from when on buckets of this span are kept: as far back as any window begins on their edges."""
+    """Return the time since which buckets of this span are kept: no window that begins earlier needs them."""
     longer = next((longer for longer in SPANS if longer > span), None)
     if longer is None:
         return datetime.fromtimestamp(0, UTC)
@@ -55,7 +56,7 @@ def kept_since(span: int, now: datetime) -> datetime:
 
 
 def choose_span(since: datetime, now: datetime) -> int:
-    """Return the shortest span whose buckets are kept from a window's start on; the window begins on its edge."""
+    """Return the shortest span whose buckets are kept since a window's start, which is an edge of such a bucket."""
     return min(span for span in SPANS if kept_since(span, now) <= since)
 
 

@@ -1,11 +1,11 @@
-"""Do the scores mean what they say: Brier score and expected calibration error, exact from the sums of the cells."""
+"""Calibration: Brier score and expected calibration error, exact because cells have the sums of the scores."""
 
 import numpy as np
 
 from app.measures.cells import BINS, Cells
 
 RELIABILITY_BINS = 10
-"""Finer bins would hold so few labels that chance alone makes a large error."""
+"""With more bins, each would have so few labels that chance alone causes a large error."""
 
 
 def compute_brier(labelled: Cells, positive: int) -> float:
@@ -16,9 +16,9 @@ def compute_brier(labelled: Cells, positive: int) -> float:
 
 
 def compute_ece(labelled: Cells, positive: int | None) -> float:
-    """Return the expected calibration error over ten equal bins: mean |mean score - share of outcomes|, by rows.
+    """Return the expected calibration error over ten equal bins: mean |mean score - share of hits|, weighted by rows.
 
-    The outcome is a positive label; with more than two classes, a right prediction (top-label; Guo et al. 2017).
+    A hit is a positive label; with more than two classes, a right prediction (top-label; Guo et al. 2017).
     """
     hits = labelled.labels == (labelled.predicted if positive is None else positive)
     surplus = labelled.score_sums - labelled.rows * hits

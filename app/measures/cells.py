@@ -1,4 +1,4 @@
-"""What the ledger counts: rows by bin of the score, predicted class and label."""
+"""Cells: what the ledger counts, rows by bin of the score, predicted class and label."""
 
 from dataclasses import dataclass
 
@@ -6,28 +6,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 BINS = 100
-"""Bin b holds b/BINS <= score < (b+1)/BINS, the last one 1.0 too: `score >= threshold` at a bin's edge is exact."""
+"""Bin b has the scores b/BINS <= score < (b+1)/BINS; the last bin includes 1.0. So `score >= threshold` is exact for a
+threshold at a bin's edge."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cells:
     """Rows of one version over one window, counted by bin of the score, predicted class and label: arrays (k,).
 
-    A cell without label counts every prediction of its bin and class; the labelled ones count again under their label.
+    A cell without a label counts all predictions of its bin and class; those with a label are also in the cell of their
+    label.
     """
 
     bins: NDArray[np.int64]
-    """0 .. BINS-1, of the positive class's probability (two classes) or the predicted class's (more)."""
+    """0 .. BINS-1, of the probability of the positive class (two classes) or of the predicted class (more classes)."""
     predicted: NDArray[np.int64]
-    """Index of the predicted class, which the bin does not tell: the model decides by its own rule."""
+    """Index of the predicted class. It does not follow from the bin: the model has a decision rule of its own."""
     labels: NDArray[np.int64]
-    """Index of the label's class; -1: all predictions of this bin and class, labelled or not."""
+    """Index of the label's class; -1 for all predictions of this bin and class, with or without a label."""
     rows: NDArray[np.int64]
     score_sums: NDArray[np.float64]
     score_square_sums: NDArray[np.float64]
 
     def select(self, mask: NDArray[np.bool_]) -> "Cells":
-        """Return the cells that `mask` (k,) names."""
+        """Return the cells where `mask` (k,) is true."""
         return Cells(
             self.bins[mask],
             self.predicted[mask],

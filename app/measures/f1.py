@@ -1,4 +1,4 @@
-"""F1 and its kin from a confusion matrix: pure arithmetic, equal to scikit-learn on the rows that were counted."""
+"""F1, precision, recall from a confusion matrix: pure arithmetic, equal to scikit-learn's results on the same rows."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,23 +8,23 @@ from numpy.typing import NDArray
 from app.settings import F1Average
 
 Confusion = Mapping[str, Mapping[str, int]]
-"""Rows by label, then by predicted class: `confusion[label][predicted]`. Classes without rows may be absent."""
+"""Numbers of rows: `confusion[label][predicted class]`. Classes without rows may be missing."""
 
 Matrices = NDArray[np.float64] | NDArray[np.int64]
-"""Confusion matrices (..., n_classes, n_classes): row = label, column = predicted class. Rows need not be whole."""
+"""Confusion matrices (..., n_classes, n_classes): row = label, column = predicted class. Counts may be fractions."""
 
 Array = NDArray[np.float64]
 
 
 def choose_average(asked: F1Average | None, classes: int) -> F1Average:
-    """Return `asked`; when it is None, or binary where that cannot be, return binary for two classes, else macro."""
+    """Return `asked` if it is possible; if not, or None, return `binary` for two classes, `macro` for more."""
     if asked is None or (asked == "binary" and classes != 2):
         return "binary" if classes == 2 else "macro"
     return asked
 
 
 def compute_f1(confusion: Confusion, average: F1Average, positive_class: str | None) -> float | None:
-    """Return F1, None where it is undefined: no row, or for `binary` no positive row, labelled or predicted."""
+    """Return F1; None when it is undefined: no row, or for `binary` no row with a positive label or prediction."""
     classes = sorted({*confusion, *(predicted for row in confusion.values() for predicted in row)})
     if average == "binary" and positive_class not in classes:
         return None
@@ -42,23 +42,24 @@ def confusion_matrix(confusion: Confusion, classes: Sequence[str]) -> NDArray[np
 def average_f1(matrices: Matrices, average: F1Average, positive: int | None) -> Array:
     """Return F1 (...), NaN where it is undefined.
 
-    Per class F1 = 2 TP / (2 TP + FP + FN); `macro` is its mean over the classes that occur, `weighted` the mean by
-    number of labels, `micro` pools the counts, which for single-label rows is the accuracy (scikit-learn, f1_score).
+    The F1 of a class is 2 TP / (2 TP + FP + FN). `macro` is the mean over the classes that occur, `weighted` the mean
+    weighted by numbers of labels, `micro` is F1 of the summed counts, which equals the accuracy when a row has one
+    label (scikit-learn, f1_score).
     """
     hits, labelled, predicted = count_classes(matrices)
     return average_ratios(2 * hits, labelled + predicted, labelled, average, positive)
 
 
 def count_classes(matrices: Matrices) -> tuple[Array, Array, Array]:
-    """Return by class (..., n_classes): rows predicted rightly, rows labelled, rows predicted."""
+    """Return three counts of rows by class (..., n_classes): predicted correctly, with this label, predicted."""
     counts = matrices.astype(np.float64)
     return np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-1), counts.sum(axis=-2)
 
 
 def average_ratios(hits: Array, out_of: Array, labelled: Array, average: F1Average, positive: int | None) -> Array:
-    """Average hits / out_of over the classes (last axis) where it is defined; NaN where it is for none of them.
+    """Average hits / out_of over the classes (last axis) with out_of > 0; NaN when there is no such class.
 
-    This is scikit-learn's `zero_division=nan`: a class with nothing to divide by does not count as 0.
+    This is scikit-learn's `zero_division=nan`: a class with out_of = 0 is left out instead of counting as 0.
     """
     if average == "micro":
         hits, out_of = hits.sum(axis=-1, keepdims=True), out_of.sum(axis=-1, keepdims=True)
@@ -70,6 +71,6 @@ def average_ratios(hits: Array, out_of: Array, labelled: Array, average: F1Avera
 
 
 def divide(numerator: Array, denominator: Array, otherwise: float) -> Array:
-    """Divide where the denominator is not zero."""
+    """Divide; where the denominator is zero, the result is `otherwise`."""
     filled = np.full(np.broadcast_shapes(numerator.shape, denominator.shape), otherwise, dtype=np.float64)
     return np.divide(numerator, denominator, out=filled, where=denominator != 0)

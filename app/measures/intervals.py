@@ -1,11 +1,14 @@
-"""How far F1 may be off: 95 % bounds from a confusion matrix, chosen by simulation of what they cover.
+"""95 % bounds of F1 from a confusion matrix; the methods were chosen by simulating how often they cover the true F1.
 
-What 95 % covers here, by simulation: 20,000 draws of 50, 200 and 1,000 labels, 2 to 5 classes from balanced to 30 to 1,
-F1 from 0.2 to 0.995 (`tests/test_intervals.py` has the table). `binary`, `micro` and `weighted`: 93.6 to 97.3 % where
-three errors or more are expected; with fewer, `binary` and `micro` fall to 91.3 % in places, as Wilson's bounds do, and
-`weighted` rises to 98.5 %. `macro`: 94.2 to 97.5 % from 200 labels on, 98.2 % where errors are few; with 50 labels 91.3
-to 98.4 %, the least over five unequal classes, whose upper bound is too low then. Macro F1 and its bounds are about the
-classes that occur in the window.
+Coverage of these bounds in simulations of 20,000 draws, with 50, 200 and 1,000 labels, 2 to 5 classes from balanced to
+30 to 1, and F1 from 0.2 to 0.995 (`tests/test_intervals.py` has the table):
+
+- `binary`, `micro`, `weighted`: 93.6 to 97.3 % where three or more errors are expected. With fewer, `binary` and
+  `micro` fall to 91.3 % in places, like Wilson's bounds in general, and `weighted` rises to 98.5 %.
+- `macro`: 94.2 to 97.5 % with 200 labels or more, 98.2 % where errors are few; 91.3 to 98.4 % with 50 labels. The
+  lowest value is for five unequal classes, where the upper bound is too low.
+
+Macro F1 and its bounds use only the classes that occur in the window.
 """
 
 from typing import assert_never
@@ -22,20 +25,21 @@ Z_ONE_SIDED = 1.6448536269514722
 """Normal quantile of 95 %."""
 
 FEW_ERRORS = 5
-"""Up to this many, errors are Poisson rather than normal."""
+"""Up to this number of errors, a Poisson distribution fits it better than a normal one."""
 
 Bounds = tuple[Array, Array]
 
 
 def bound_f1(matrices: Matrices, average: F1Average, positive: int | None) -> Bounds:
-    """Return the lower and upper 95 % bound (...) of `average_f1`: in [0, 1], around it, NaN where it is.
+    """Return the lower and upper 95 % bounds (...) of `average_f1`: in [0, 1], around F1, NaN where F1 is NaN.
 
-    `binary`: Wilson's bounds of the Jaccard index TP / (TP + FP + FN), mapped by F1 = 2J / (1 + J).
+    `binary`: Wilson's bounds of the Jaccard index J = TP / (TP + FP + FN), mapped by F1 = 2J / (1 + J).
     `micro`: Wilson's bounds of the accuracy.
-    `weighted`: Wilson's bounds for as many rows as would give a share of this size the variance that the delta method
-    of the multinomial finds for F1.
-    `macro`: the wider of that and of the classes' own bounds, combined by MOVER. The first alone does not see how
-    little is known of a rare class (63 % covered), the second adds skewed distances as if they were normal (88 %).
+    `weighted`: Wilson's bounds with an effective number of rows: the number with which a share equal to F1 has the
+    variance that the delta method of the multinomial gives for F1.
+    `macro`: the wider of two bounds: the same as for `weighted`, and the bounds of each class combined by MOVER. The
+    first alone ignores how little is known about a rare class (63 % coverage); the second alone adds skewed distances
+    as if they were normal (88 %).
     """
     f1 = average_f1(matrices, average, positive)
     match average:
@@ -54,25 +58,25 @@ def bound_f1(matrices: Matrices, average: F1Average, positive: int | None) -> Bo
 
 
 def _bound_classes(hits: Array, involved: Array) -> Bounds:
-    """Bound F1 by class: `involved` = TP + FP + FN; 0 to 1 where that is 0."""
+    """Bound the F1 of each class: `involved` is TP + FP + FN; the bounds are 0 and 1 where it is 0."""
     lower, upper = wilson(divide(hits, involved, 0), involved)
     return 2 * lower / (1 + lower), 2 * upper / (1 + upper)
 
 
 def wilson(share: Array, rows: Array) -> Bounds:
-    """Bound a share of `rows` (Wilson 1927); written so that no rows at all give 0 to 1."""
+    """Return Wilson's bounds of a share of `rows` (Wilson 1927), in a form that gives 0 and 1 for no rows."""
     centre = share * rows + Z**2 / 2
     reach = Z * np.sqrt(share * (1 - share) * rows + Z**2 / 4)
     return (centre - reach) / (rows + Z**2), (centre + reach) / (rows + Z**2)
 
 
 def _bound_weighted(matrices: Array, f1: Array) -> Bounds:
-    """Bound weighted F1 by its variance."""
+    """Bound weighted F1 from its variance."""
     return _wilson_effective(f1, weighted_variance(matrices), matrices.sum(axis=(-2, -1)))
 
 
 def weighted_variance(matrices: Array) -> Array:
-    """Return the delta method's variance (...) of weighted F1, whose weights vary with the labels too."""
+    """Return the variance (...) of weighted F1 by the delta method; the weights depend on the labels too."""
     hits, labelled, predicted = count_classes(matrices)
     rows = labelled.sum(axis=-1, keepdims=True)
     scores, shares = divide(2 * hits, labelled + predicted, 0), divide(labelled, rows, 0)
@@ -85,7 +89,7 @@ def weighted_variance(matrices: Array) -> Array:
 
 
 def _bound_macro(matrices: Array, f1: Array) -> Bounds:
-    """Bound macro F1 by the variance of the mean, and by each class's own bounds; return the wider."""
+    """Bound macro F1 from the variance of the mean and from the bounds of each class; return the wider bounds."""
     hits, labelled, predicted = count_classes(matrices)
     sizes = labelled + predicted
     weights = divide((sizes > 0).astype(np.float64), (sizes > 0).sum(axis=-1, keepdims=True), 0)
@@ -100,7 +104,7 @@ def _bound_macro(matrices: Array, f1: Array) -> Bounds:
 
 
 def class_covariance(matrices: Array) -> Array:
-    """Return the delta method's covariance (..., n_classes, n_classes) of the classes' F1: they share their errors."""
+    """Return the covariance (..., n_classes, n_classes) of the F1 of classes by the delta method: they share errors."""
     hits, labelled, predicted = count_classes(matrices)
     sizes = labelled + predicted
     scores = divide(2 * hits, sizes, 0)
@@ -111,7 +115,7 @@ def class_covariance(matrices: Array) -> Array:
 
 
 def _correlate(covariance: Array) -> Array:
-    """Return correlations; a class without variance is correlated with itself only."""
+    """Return the correlations; a class without variance is correlated only with itself."""
     deviations = np.sqrt(np.diagonal(covariance, axis1=-2, axis2=-1))
     correlation = divide(covariance, deviations[..., :, None] * deviations[..., None, :], 0)
     return np.where(np.eye(covariance.shape[-1], dtype=bool), 1.0, correlation)
@@ -124,10 +128,10 @@ def _combine(distances: Array, matrices: Array) -> Array:
 
 
 def _wilson_effective(f1: Array, variance: Array, rows: Array) -> Bounds:
-    """Bound F1 like a share of as many rows as would give it this variance; `rows` where it has none.
+    """Bound F1 like a share of n rows, where n gives the share this variance; n is `rows` when the variance is 0.
 
-    With few errors the upper bound comes from the Poisson limit of their number (Brown, Cai and DasGupta 2001,
-    sec. 4.1.1), whose quantile is Wilson and Hilferty's.
+    With few errors, the upper bound uses the Poisson limit of their number (Brown, Cai and DasGupta 2001, sec. 4.1.1),
+    with Wilson and Hilferty's approximation of its quantile.
     """
     effective = divide(f1 * (1 - f1), variance, 0)
     effective = np.where(effective > 0, effective, rows)

@@ -1,4 +1,4 @@
-"""F1 when labels come for some predictions rather than for others: post-stratified by bin and predicted class."""
+"""Correct F1 when some predictions are labelled more often than others: post-stratify by bin and predicted class."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +10,9 @@ from app.measures.f1 import Array
 def correct_confusion(every: Cells, labelled: Cells, classes: int) -> Array | None:
     """Estimate the confusion matrix (classes, classes) of all predictions; None if a predicted class has no label.
 
-    Within a stratum (bin, predicted class) labels are taken to come at random: each stands for predictions / labelled
-    rows of it (post-stratification; Lohr, Sampling, sec. 4.4). Exact in expectation when arrival depends on nothing
-    but score and predicted class.
+    Assumes that within a stratum (bin, predicted class) labels arrive at random: a labelled row has the weight
+    predictions / labelled rows of its stratum (post-stratification; Lohr, Sampling, sec. 4.4). The estimate is unbiased
+    when the arrival of labels depends only on the score and the predicted class.
     """
     predictions = _count_strata(every, classes)
     labels = _count_strata(labelled, classes)
@@ -36,10 +36,10 @@ def _count_strata(cells: Cells, classes: int) -> Array:
 
 
 def _share_out(predictions: Array, known: NDArray[np.int64]) -> Array:
-    """Give predictions (BINS,) to the bins that have labels, (k,) in and out.
+    """Distribute predictions (BINS,) to the `known` bins (k,), which have labels; return their predictions (k,).
 
-    A bin without labels goes to the nearest with some, on both sides in proportion to nearness: as if the shares of
-    the labels were interpolated between them.
+    The predictions of a bin without labels go to the nearest known bins on both sides, more to the nearer one. This is
+    the same as interpolating the shares of the labels between them.
     """
     position = np.interp(np.arange(BINS), known, np.arange(known.size))
     left = position.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Every number of the quality ledger, from one version's cells over one window; `docs/quality.md` explains them."""
+"""Compute all quality numbers of one version over one window from its cells; `docs/quality.md` explains them."""
 
 from typing import Literal
 
@@ -15,18 +15,21 @@ from app.measures.thresholds import compute_auc, count_outcomes, f1_by_threshold
 from app.settings import F1Average
 
 QualityState = Literal["no_predictions", "no_labels", "no_positives", "one_class", "too_few_labels", "ok"]
-"""Why the numbers are missing or weak, or `ok`; the first that holds, in this order.
+"""Why the numbers are missing or weak, or `ok`. The state is the first of these that is true:
 
-no_predictions, no_labels: nothing is known. no_positives: `binary` F1 is undefined, no row is positive by label or by
-prediction. In these three every number is None. one_class: all labels are of one class, so that some numbers are
-undefined and none says how the classes are told apart. too_few_labels: fewer than asked for; the bounds are wide. In
-these two, what is defined is given. (one_class comes first: `labelled` shows that labels are few, nothing else shows
-that they are all alike.)
+- no_predictions, no_labels: nothing is known; every number is None.
+- no_positives: `binary` F1 is undefined, because no row has a positive label or prediction; every number is None.
+- one_class: all labels are of the same class. Some numbers are undefined, and none shows how well the model separates
+  the classes.
+- too_few_labels: fewer labels than MIN_LABELS; the bounds are wide.
+
+one_class comes before too_few_labels because `labelled` shows too how many labels there are; only the state shows that
+they are all of the same class.
 """
 
 
 class Measures(msgspec.Struct, frozen=True, kw_only=True):
-    """The quality of one version over one window; what is undefined is None, never NaN."""
+    """The quality of one version over one window; undefined numbers are None, never NaN."""
 
     state: QualityState
     average: F1Average
@@ -46,18 +49,18 @@ class Measures(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float | None = None
     ece: float | None = None
     brier: float | None = None
-    """This and all that follow: two classes only."""
+    """This and all fields below: two classes only."""
     auc: float | None = None
     best_threshold: float | None = None
     best_threshold_f1: float | None = None
     regret: float | None = None
-    """best_threshold_f1 - f1. Below 0 if the model decides between two bins' edges, and better than at any."""
+    """best_threshold_f1 - f1. Negative when the model's own threshold lies between two edges and gives a better F1."""
     f1_by_threshold: list[float | None] | None = None
-    """F1 with the threshold b / BINS, b = 0 .. BINS-1."""
+    """F1 at the thresholds b / BINS, b = 0 .. BINS-1."""
 
 
 def measure(cells: Cells, classes: int, positive: int | None, average: F1Average, min_labels: int) -> Measures:
-    """Compute every number that is defined; `positive` is the positive class's index, None but for two classes."""
+    """Compute every number that is defined; `positive` is the index of the positive class, None without two classes."""
     every, labelled = cells.select(cells.labels < 0), cells.select(cells.labels >= 0)
     matrix = _count_confusion(labelled, classes)
     predictions, labels = int(every.rows.sum()), int(labelled.rows.sum())
@@ -95,12 +98,12 @@ def _count_confusion(labelled: Cells, classes: int) -> NDArray[np.int64]:
 
 
 def _defined(value: Array) -> float | None:
-    """Return a plain number, None for NaN."""
+    """Return a float, None for NaN."""
     return None if np.isnan(value) else float(value)
 
 
 def _name_state(predictions: int, matrix: NDArray[np.int64], f1: float | None, min_labels: int) -> QualityState:
-    """Name the first state that holds."""
+    """Return the first state that is true."""
     if predictions == 0:
         return "no_predictions"
     if not matrix.any():
@@ -113,9 +116,9 @@ def _name_state(predictions: int, matrix: NDArray[np.int64], f1: float | None, m
 
 
 def _constant_f1(matrix: NDArray[np.int64], average: F1Average, positive: int | None) -> float:
-    """Return the F1 of predicting one class always: the positive one for `binary`, else the most frequent label.
+    """Return the F1 of always predicting the same class: for `binary` the positive one, else the most frequent label.
 
-    The class with the share π of the labels has F1 = 2π / (1 + π) then, and every other class 0.
+    A predicted class with the share π of the labels has F1 = 2π / (1 + π), and every other class 0.
     """
     shares = matrix.sum(axis=1) / matrix.sum()
     share = float(shares.max() if average != "binary" else shares[positive])
@@ -124,7 +127,7 @@ def _constant_f1(matrix: NDArray[np.int64], average: F1Average, positive: int | 
 
 
 def _rate_decisions(matrix: NDArray[np.int64], average: F1Average, positive: int | None) -> dict[str, float | None]:
-    """Rate the predicted classes: precision, recall and specificity by `average`, and accuracy."""
+    """Compute precision, recall and specificity by `average`, and accuracy."""
     hits, labelled, predicted = count_classes(matrix)
     rows = labelled.sum()
     others, false = rows - labelled, predicted - hits
@@ -137,7 +140,7 @@ def _rate_decisions(matrix: NDArray[np.int64], average: F1Average, positive: int
 
 
 def _rate_scores(labelled: Cells, positive: int, average: F1Average, served_f1: float) -> dict[str, object]:
-    """Rate the scores of two classes; ranking and the best threshold need labels of both."""
+    """Compute the numbers about the scores of two classes; AUC and the best threshold need labels of both classes."""
     outcomes = count_outcomes(labelled, positive)
     curve = f1_by_threshold(outcomes, average)
     rated: dict[str, object] = {

@@ -1,4 +1,4 @@
-"""What other thresholds would do: F1 at every bin's edge, and the AUC over all of them. Two classes only."""
+"""F1 at other thresholds, the edges of the bins, and the AUC. Two classes only."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,14 +9,14 @@ from app.settings import F1Average
 
 
 def count_outcomes(labelled: Cells, positive: int) -> NDArray[np.int64]:
-    """Return rows (2, BINS) by bin of the score: labelled negative, labelled positive."""
+    """Return numbers of rows (2, BINS) by bin of the score: with a negative label, with a positive label."""
     outcomes = np.zeros((2, BINS), dtype=np.int64)
     np.add.at(outcomes, ((labelled.labels == positive).astype(np.int64), labelled.bins), labelled.rows)
     return outcomes
 
 
 def f1_by_threshold(outcomes: NDArray[np.int64], average: F1Average) -> Array:
-    """Return F1 (BINS,) if rows with score >= b/BINS were predicted positive, b = 0 .. BINS-1; NaN where undefined."""
+    """Return F1 (BINS,) with the thresholds b/BINS, b = 0 .. BINS-1: score >= threshold is positive; NaN: undefined."""
     above = np.cumsum(outcomes[:, ::-1], axis=1)[:, ::-1]
     below = outcomes.sum(axis=1, keepdims=True) - above
     matrices = np.stack([below, above], axis=-1).swapaxes(0, 1)
@@ -24,15 +24,15 @@ def f1_by_threshold(outcomes: NDArray[np.int64], average: F1Average) -> Array:
 
 
 def find_best(f1: Array) -> int:
-    """Return the bin at whose edge F1 is highest; of several such bins the one in the middle."""
+    """Return the bin with the best F1 at its lower edge; of several such bins, the one in the middle."""
     best = np.flatnonzero(f1 == np.nanmax(f1))
     return int(best[len(best) // 2])
 
 
 def compute_auc(outcomes: NDArray[np.int64]) -> float:
-    """Return the share of (positive, negative) pairs that the score orders rightly; a pair in one bin counts half.
+    """Return the share of (positive, negative) pairs in which the positive row has the higher score; a tie counts half.
 
-    This is Mann and Whitney's U over the number of pairs, with the bin for the score.
+    This is Mann and Whitney's U divided by the number of pairs, computed on the bins of the scores.
     """
     negatives, positives = outcomes.astype(np.float64)
     lower = np.cumsum(negatives) - negatives / 2

@@ -1,1 +1,1 @@
-"""Labels to numbers: taking labels, counting them against predictions, F1."""
+"""Labels to numbers: take labels, compare them with predictions, compute F1."""

@@ -1,4 +1,4 @@
-"""SQL of the export: labelled predictions of a period, of which memory holds a few at a time."""
+"""SQL of the export: the labelled predictions of a period, fetched in small parts to save memory."""
 
 from collections.abc import AsyncIterator
 from datetime import datetime
@@ -9,11 +9,11 @@ import msgspec
 from app.database.queries import Connection
 
 FETCH_ROWS = 2_000
-"""Rows fetched from the cursor at once."""
+"""Rows fetched from the cursor at a time."""
 
 
 class ExportFilter(msgspec.Struct, frozen=True):
-    """Which live predictions: since <= created_at <= until, as in GET /quality; None does not restrict."""
+    """Which live predictions to export: since <= created_at <= until, as in GET /quality; None means all."""
 
     since: datetime
     until: datetime
@@ -52,12 +52,12 @@ SELECT p.prediction_id, p.created_at, p.model_name, p.model_version, p.external_
 
 
 async def count_by_version(connection: Connection, wanted: ExportFilter) -> list[asyncpg.Record]:
-    """Count the rows of each version that has any: (model_name, model_version, classes, inputs, rows)."""
+    """Count the rows of each version that has some: (model_name, model_version, classes, inputs, rows)."""
     return await connection.fetch(COUNT_BY_VERSION, *msgspec.structs.astuple(wanted))
 
 
 async def stream_rows(connection: Connection, wanted: ExportFilter) -> AsyncIterator[list[asyncpg.Record]]:
-    """Yield the rows some at a time, oldest first, in the transaction that is open."""
+    """Yield lists of FETCH_ROWS rows, oldest first. Needs an open transaction."""
     cursor = await connection.cursor(SELECT_ROWS, *msgspec.structs.astuple(wanted))
     while rows := await cursor.fetch(FETCH_ROWS):
         yield rows

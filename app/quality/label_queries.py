@@ -1,4 +1,4 @@
-"""SQL of labels: finding their predictions, the label in force, its history, and labels that wait."""
+"""SQL of labels: find predictions, write current labels and their history, keep pending labels."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -18,10 +18,10 @@ CROSS JOIN LATERAL (
 ) p
 LEFT JOIN model_version v ON v.name = p.model_name AND v.version = p.model_version
 """
-"""LATERAL with LIMIT keeps it one pruned index look-up per label, whatever the planner thinks of the log's size.
+"""LATERAL with LIMIT makes it one index look-up per label, whatever size the planner expects the log to have.
 
-The first and the last id are constants to the planner, which leaves out all other days: to plan for 800 days takes
-23 ms, for one 0.3 ms.
+The planner sees the first and the last id as constants and leaves out the partitions of all other days: planning for
+800 days takes 23 ms, for one day 0.3 ms.
 """
 
 FIND_BY_EXTERNAL_ID = """
@@ -33,7 +33,7 @@ CROSS JOIN LATERAL (
 ) p
 LEFT JOIN model_version v ON v.name = p.model_name AND v.version = p.model_version
 """
-"""A repeated request has made several predictions under one key: the label holds for all, up to the newest 100."""
+"""A repeated request makes several predictions with one key: the label is for all of them, up to the newest 100."""
 
 
 async def find_by_id(
@@ -46,7 +46,7 @@ async def find_by_id(
 async def find_by_external_id(
     connection: Connection, positions: Sequence[int], external_ids: Sequence[str]
 ) -> list[asyncpg.Record]:
-    """Find stored predictions: (position, prediction_id, created_at, classes), several per position possible."""
+    """Find stored predictions: (position, prediction_id, created_at, classes); a position may have several."""
     return await connection.fetch(FIND_BY_EXTERNAL_ID, positions, external_ids)
 
 
@@ -60,7 +60,7 @@ WHERE excluded.observed_at > l.observed_at
         AND excluded.label IS DISTINCT FROM l.label)
 RETURNING prediction_id, label, previous_label, revision
 """
-"""`l` in the update is the row as it is under its lock, so `previous_label` is exact under concurrent writers too."""
+"""In the update, `l` is the row after it was locked, so `previous_label` is right with concurrent writers too."""
 
 
 async def upsert_labels(
@@ -70,9 +70,9 @@ async def upsert_labels(
     observed_at: Sequence[datetime],
     received_at: Sequence[datetime],
 ) -> list[asyncpg.Record]:
-    """Let the newest observation win; return (prediction_id, label, previous_label, revision) of rows written.
+    """Store the labels that are the newest; return (prediction_id, label, previous_label, revision) of rows written.
 
-    Ids must be different, and ascending, so that concurrent writers lock in one order.
+    Ids must be unique and ascending, so that concurrent writers lock rows in the same order.
     """
     return await connection.fetch(UPSERT_LABELS, prediction_ids, labels, observed_at, received_at)
 
@@ -89,7 +89,8 @@ WHERE outcome <> 'unchanged' OR NOT EXISTS (
         AND known.prediction_id BETWEEN ($1::uuid[])[1] AND ($1::uuid[])[cardinality($1::uuid[])]
 )
 """
-"""A statement of its own, after the upsert: only one that begins under the row's lock sees what another has kept."""
+"""This must run after the upsert, as a separate statement: it must begin while the rows are locked, to see the history
+that other writers have just committed."""
 
 
 async def append_history(
@@ -100,9 +101,9 @@ async def append_history(
     received_at: Sequence[datetime],
     outcomes: Sequence[str],
 ) -> None:
-    """Keep every label that was received; an exact repetition of one that is kept already is not kept again.
+    """Append received labels to the history, except exact repetitions of a label that is there already.
 
-    Ids must be different, and ascending.
+    Ids must be unique and ascending.
     """
     await connection.execute(APPEND_HISTORY, prediction_ids, labels, observed_at, received_at, outcomes)
 
@@ -114,7 +115,7 @@ WHERE prediction_id = $1::uuid ORDER BY history_id
 
 
 async def fetch_history(connection: Connection, prediction_id: UUID) -> list[asyncpg.Record]:
-    """Fetch every label of a prediction in the order of arrival."""
+    """Fetch all labels of a prediction in the order in which they arrived."""
     return await connection.fetch(FETCH_HISTORY, prediction_id)
 
 
@@ -135,7 +136,7 @@ UPDATE pending_label
 SET next_try_at = now() + least(greatest((now() - received_at) / 2, interval '1 second'), $2::interval)
 WHERE pending_id = ANY ($1::bigint[])
 """
-"""Tries become rarer with age, so that labels whose prediction never comes cost nothing to speak of."""
+"""The older a label, the longer the pause between tries, so that labels without a prediction cost almost nothing."""
 
 
 async def add_pending(
@@ -146,20 +147,20 @@ async def add_pending(
     observed_at: Sequence[datetime],
     received_at: Sequence[datetime],
 ) -> None:
-    """Keep labels until their prediction is stored."""
+    """Keep labels whose prediction is not stored yet."""
     await connection.execute(ADD_PENDING, prediction_ids, external_ids, labels, observed_at, received_at)
 
 
 async def take_pending(connection: Connection, limit: int) -> list[asyncpg.Record]:
-    """Lock up to `limit` pending labels that are due for another try."""
+    """Lock and return up to `limit` pending labels that are due for another try; skip those that others have locked."""
     return await connection.fetch(TAKE_PENDING, limit)
 
 
 async def remove_pending(connection: Connection, pending_ids: Sequence[int]) -> None:
-    """Remove pending labels that have been applied or have expired."""
+    """Remove pending labels that were applied, rejected or have expired."""
     await connection.execute(REMOVE_PENDING, pending_ids)
 
 
 async def postpone_pending(connection: Connection, pending_ids: Sequence[int], longest: timedelta) -> None:
-    """Look at these again after half their age, `longest` at most."""
+    """Try these labels again after half their age, at least 1 s and at most `longest`."""
     await connection.execute(POSTPONE_PENDING, pending_ids, longest)

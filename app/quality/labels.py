@@ -1,4 +1,4 @@
-"""Take labels: the newest observation wins, every one is kept, those without a stored prediction wait for it."""
+"""Take labels: the newest observation counts, all are kept, and those without a stored prediction wait for it."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,23 +20,23 @@ T = TypeVar("T")
 Outcome = Literal["new", "unchanged", "corrected", "withdrawn", "pending", "expired", "rejected"]
 
 PENDING_DAYS = 30
-"""How long a label waits for its prediction; a prediction is stored within seconds, or hours after an outage."""
+"""How long a label waits for its prediction, which is stored within seconds, or within hours after an outage."""
 
 SWEEP_ROWS = 5_000
-"""Pending labels looked at in one run of the job; more wait for the next."""
+"""Most pending labels in one run of the job; the others wait for the next run."""
 
 LONGEST_PAUSE = timedelta(hours=1)
-"""Between two looks at an old pending label."""
+"""The longest pause between two tries to apply a pending label."""
 
 SLICE_LABELS = 500
-"""Labels that one statement is about: to prepare it and to read its answer takes about a millisecond of the loop."""
+"""Labels in one statement: preparing it and reading its result blocks the event loop for about a millisecond."""
 
 STRENGTH: Sequence[Outcome] = ("unchanged", "withdrawn", "new", "corrected")
-"""Which outcome one label is counted under when its external id has several predictions: the last of these."""
+"""When a label has several predictions with different outcomes, the last of them in this list is counted."""
 
 
 class Label(msgspec.Struct, frozen=True, gc=False):
-    """One received label. One of the two keys is set; `label` is the class as text, None withdraws."""
+    """One received label. Exactly one of the two keys is set; `label` is the class as text, None a withdrawal."""
 
     prediction_id: UUID | None
     external_id: str | None
@@ -46,7 +46,7 @@ class Label(msgspec.Struct, frozen=True, gc=False):
 
 
 class Applied(msgspec.Struct):
-    """What became of labels, by position, and the seconds from each newly labelled prediction to its label."""
+    """The outcome of each label, by position, and the seconds from each newly labelled prediction to its label."""
 
     outcomes: dict[int, Outcome]
     delays: list[float]
@@ -57,7 +57,7 @@ class Applied(msgspec.Struct):
 
 
 class _Target(msgspec.Struct, frozen=True, gc=False):
-    """A stored prediction that a label is for."""
+    """A stored prediction, with the position of its label."""
 
     position: int
     prediction_id: UUID
@@ -65,10 +65,10 @@ class _Target(msgspec.Struct, frozen=True, gc=False):
 
 
 async def take_labels(connection: Connection, labels: Sequence[Label]) -> Counter[Outcome]:
-    """Apply `labels` in one transaction and keep the others pending; count what became of each.
+    """Apply `labels` in one transaction, keep those without a stored prediction pending; return counts by outcome.
 
-    A label for an unknown prediction whose id is over PENDING_DAYS old, or of a time that retention has dropped, is
-    `expired`: nothing is left to wait for.
+    A label for an unknown prediction is `expired` when the time in its id is more than PENDING_DAYS ago, or when
+    retention has dropped the rows of that time.
     """
     async with connection.transaction():
         applied = await _apply_labels(connection, labels)
@@ -85,12 +85,12 @@ async def take_labels(connection: Connection, labels: Sequence[Label]) -> Counte
 
 
 async def sweep_pending(connection: Connection) -> Counter[Outcome]:
-    """Apply pending labels whose prediction has been stored, drop those that waited too long; count both."""
+    """Apply pending labels whose prediction is stored now, drop those that are too old; return counts by outcome."""
     async with connection.transaction():
         now = await read_clock(connection)
         dropped_before = await read_dropped_before(connection)
         rows = await label_queries.take_pending(connection, SWEEP_ROWS)
-        rows.sort(key=lambda row: int(row["pending_id"]))  # the order of arrival decides between equal times
+        rows.sort(key=lambda row: int(row["pending_id"]))  # for equal times, the label that arrived last counts
         applied = await _apply_labels(connection, [Label(*row[1:]) for row in rows])
         for position in applied.find_pending():
             row = rows[position]
@@ -108,7 +108,7 @@ async def sweep_pending(connection: Connection) -> Counter[Outcome]:
 
 
 async def _apply_labels(connection: Connection, labels: Sequence[Label]) -> Applied:
-    """Apply every label whose prediction is stored; the others' outcome is `pending`."""
+    """Apply the labels whose prediction is stored; the outcome of the others is `pending`."""
     targets, rejected = await _find_targets(connection, labels)
     applied = Applied(dict.fromkeys(range(len(labels)), "pending"), [])
     for position in rejected:
@@ -120,7 +120,7 @@ async def _apply_labels(connection: Connection, labels: Sequence[Label]) -> Appl
 
 
 async def _find_targets(connection: Connection, labels: Sequence[Label]) -> tuple[list[_Target], list[int]]:
-    """Find the stored predictions of labels; return them, and the positions whose class their model does not know."""
+    """Find the predictions of labels; return them, and the positions of labels whose class the model does not know."""
     ids = [(label.prediction_id, at) for at, label in enumerate(labels) if label.prediction_id is not None]
     keys = [(label.external_id, at) for at, label in enumerate(labels) if label.external_id is not None]
     ids.sort(key=lambda pair: pair[0].int)
@@ -150,9 +150,9 @@ def _slice(items: Sequence[T]) -> Iterator[Sequence[T]]:
 
 
 def _split_repeated(targets: Sequence[_Target]) -> list[list[_Target]]:
-    """Split into batches in which each prediction stands once, ascending: one statement cannot change a row twice.
+    """Split into batches with ascending and unique predictions, because a statement cannot change a row twice.
 
-    Every id of a later batch is in the first, so that its row is locked by then: all writers lock in one order.
+    The first batch has every prediction, so that it locks all the rows: all writers lock rows in the same order.
     """
     batches: list[list[_Target]] = []
     previous, repetition = None, 0
@@ -166,7 +166,7 @@ def _split_repeated(targets: Sequence[_Target]) -> list[list[_Target]]:
 
 
 async def _write(connection: Connection, labels: Sequence[Label], targets: Sequence[_Target]) -> list[Outcome]:
-    """Write the label in force and the history of different, ascending predictions; return what became of each."""
+    """Write the current labels and the history of unique, ascending predictions; return the outcome of each."""
     ids = [target.prediction_id for target in targets]
     events = [labels[target.position] for target in targets]
     classes = [event.label for event in events]
@@ -179,7 +179,7 @@ async def _write(connection: Connection, labels: Sequence[Label], targets: Seque
 
 
 def _name_outcome(row: asyncpg.Record | None) -> Outcome:
-    """Name what an upsert did from the row it wrote, None when an equal or newer observation stood already."""
+    """Return the outcome from the row that an upsert wrote; None: the stored label is the same or newer."""
     if row is None:
         return "unchanged"
     label, previous, first = row["label"], row["previous_label"], row["revision"] == 1
@@ -191,7 +191,7 @@ def _name_outcome(row: asyncpg.Record | None) -> Outcome:
 
 
 def _note(applied: Applied, labels: Sequence[Label], targets: Sequence[_Target], outcomes: Sequence[Outcome]) -> None:
-    """Note what became of labels; one for several predictions counts under the strongest of its outcomes."""
+    """Add the outcomes of labels and their delays; a label with several predictions has one outcome (STRENGTH)."""
     for target, outcome in zip(targets, outcomes, strict=True):
         before = applied.outcomes[target.position]
         if before not in STRENGTH or STRENGTH.index(outcome) > STRENGTH.index(before):
@@ -214,14 +214,14 @@ async def _keep_pending(connection: Connection, labels: Sequence[Label]) -> None
 
 
 def _is_older(prediction_id: UUID | None, instant: datetime) -> bool:
-    """Tell whether a UUIDv7 was made before `instant`; other UUIDs carry no time."""
+    """Return whether this is a UUIDv7 made before `instant`; other UUIDs have no time in them."""
     if prediction_id is None or prediction_id.version != 7:
         return False
     return prediction_id.int >> 80 < instant.timestamp() * 1000
 
 
 def _count(applied: Applied) -> Counter[Outcome]:
-    """Count in the metrics, after COMMIT, what has been applied."""
+    """Add the outcomes to the metrics, after COMMIT, and return their counts."""
     counts = Counter(applied.outcomes.values())
     metrics.LABEL_DELAY.observe((), applied.delays)
     for outcome, count in counts.items():

@@ -1,4 +1,4 @@
-"""The quality ledger: what triggers note is folded into buckets, summed over windows, and checked against the rows."""
+"""The quality ledger: fold the changes that triggers recorded into buckets, sum windows, compare with the rows."""
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -11,15 +11,14 @@ from app.quality import ledger_queries
 from app.quality.queries import read_clock
 
 MINUTE_CHECK_SECONDS = 10.0
-"""For the check of one minute; at a rate at which it takes longer the check is worth less than the time."""
-
+"""Time limit for the check of one minute: a check that takes longer costs more than it is worth."""
 
 FOLD_ROWS = 100_000
-"""Changes that one statement folds: a second or two. There are more after an upgrade, or when the job was away."""
+"""Changes folded by one statement, in a second or two. There are more after an upgrade, or when no job has run."""
 
 
 async def fold_ledger(connection: Connection, now: datetime) -> None:
-    """Fold what was noted since the last time; one process at a time."""
+    """Fold the changes that triggers recorded since the last fold. Only one process may do this at a time."""
     since = [kept_since(span, now) for span in SPANS]
     while await ledger_queries.fold(connection, SPANS, since, FOLD_ROWS) == FOLD_ROWS:
         pass
@@ -27,9 +26,10 @@ async def fold_ledger(connection: Connection, now: datetime) -> None:
 
 
 async def rebuild_day(connection: Connection, day: date, timeout: float) -> bool:
-    """Make the ledger of a day (UTC) anew from the rows; False when retention has dropped them, and nothing is done.
+    """Rebuild the ledger of a day (UTC) from the rows; return False, unchanged, when retention has dropped the rows.
 
-    All statements see one snapshot. What others commit meanwhile is not in it, and stays noted beside what is made.
+    All statements see one snapshot. Changes that others commit later are not in it; the triggers record them, and a
+    later fold adds them.
     """
     since = datetime(day.year, day.month, day.day, tzinfo=UTC)
     async with connection.transaction(isolation="repeatable_read"):
@@ -42,7 +42,7 @@ async def rebuild_day(connection: Connection, day: date, timeout: float) -> bool
 
 
 async def sum_windows(connection: Connection, starts: Sequence[datetime], now: datetime) -> list[asyncpg.Record]:
-    """Sum the buckets from each start to `now`; rows carry the position of their start."""
+    """Sum the buckets from each start to `now`; `position` in a row is the index of its start."""
     tiles = [(position, tile) for position, since in enumerate(starts) for tile in tile_window(since, now)]
     return await ledger_queries.read_windows(
         connection,
@@ -54,7 +54,7 @@ async def sum_windows(connection: Connection, starts: Sequence[datetime], now: d
 
 
 async def count_mismatch(connection: Connection, minute: datetime) -> int:
-    """Compare the ledger with the rows of one minute; return how many rows it is wrong by, 0 when it is exact."""
+    """Compare the ledger with the rows of one minute; return by how many rows it is wrong, 0 when it is right."""
     until = minute + timedelta(minutes=1)
     differences = await ledger_queries.find_differences(connection, minute, until, SPANS[0], MINUTE_CHECK_SECONDS)
     return sum(_weigh_difference(row) for row in differences)
@@ -63,7 +63,7 @@ async def count_mismatch(connection: Connection, minute: datetime) -> int:
 async def find_day_differences(
     connection: Connection, day: date, now: datetime, timeout: float
 ) -> list[tuple[int, asyncpg.Record]]:
-    """Compare the ledger of a day (UTC) with the rows, in buckets of every span that is kept: (span, ledger - rows)."""
+    """Compare the ledger of a day (UTC) with the rows, in buckets of every kept span; return (span, ledger - rows)."""
     since = datetime(day.year, day.month, day.day, tzinfo=UTC)
     until = since + timedelta(days=1)
     differences: list[tuple[int, asyncpg.Record]] = []
@@ -76,5 +76,5 @@ async def find_day_differences(
 
 
 def _weigh_difference(row: asyncpg.Record) -> int:
-    """Return by how many rows a cell differs; a wrong sum counts as a row."""
+    """Return by how many rows a cell differs; a cell with wrong sums only counts as one row."""
     return abs(row["rows"]) or 1

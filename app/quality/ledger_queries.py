@@ -1,4 +1,4 @@
-"""SQL of the quality ledger: folding what triggers have noted, summing windows, and the rows to compare with."""
+"""SQL of the quality ledger: fold recorded changes, sum windows, compare with the rows, rebuild."""
 
 from collections.abc import Sequence
 from datetime import date, datetime
@@ -41,17 +41,17 @@ DELETE FROM quality_bucket WHERE ctid = ANY (ARRAY(
     ) old
 ))
 """
-"""OFFSET 0 keeps a range of the index per span: joined freely, every bucket would be read to find the few."""
+"""OFFSET 0 makes the planner read one range of the index per span; with another join it would read every bucket."""
 
 
 async def fold(connection: Connection, spans: Sequence[int], kept_since: Sequence[datetime], limit: int) -> int:
-    """Move up to `limit` changes that were noted into the buckets of every span; return how many there were."""
+    """Move up to `limit` recorded changes into the buckets of every span; return how many changes there were."""
     folded: int = await connection.fetchval(FOLD, spans, kept_since, limit)
     return folded
 
 
 async def prune(connection: Connection, spans: Sequence[int], kept_since: Sequence[datetime]) -> None:
-    """Remove the buckets that are not kept any longer."""
+    """Remove the buckets that are older than `kept_since` of their span."""
     await connection.execute(PRUNE, spans, kept_since)
 
 
@@ -77,8 +77,8 @@ FROM (
     HAVING sum(rows) <> 0
 ) cell
 GROUP BY 1, 2, 3, 4
-"""  # noqa: S608  # put together from constants
-"""The columns that differ most come first in GROUP BY: where PostgreSQL sorts, it compares few texts."""
+"""  # noqa: S608  # made from constants only
+"""The columns that differ most come first in GROUP BY: when PostgreSQL sorts, it compares fewer texts."""
 
 
 async def read_windows(
@@ -88,7 +88,7 @@ async def read_windows(
     since: Sequence[datetime],
     until: Sequence[datetime],
 ) -> list[asyncpg.Record]:
-    """Sum the buckets of tiles by the position of their window, one row of arrays per version and role."""
+    """Sum the buckets of tiles by window (`position`), version and role; a row has one array per column of a cell."""
     return await connection.fetch(READ_WINDOWS, positions, spans, since, until)
 
 
@@ -108,9 +108,10 @@ HAVING sum(rows) FILTER (WHERE label IS NULL) <> 0
 async def count_buckets(
     connection: Connection, names: tuple[str, str, str], span: int, since: datetime, until: datetime, bins: int
 ) -> list[asyncpg.Record]:
-    """Count the buckets of (model, version, role) with since <= starts_at < until, each row twice.
+    """Count the predictions of (model, version, role) in buckets with since <= starts_at < until, in two ways.
 
-    By bucket and predicted class, and by bars of `bins` score bins, where `starts_at` is null.
+    Some rows count by bucket and predicted class; in the others `starts_at` is null, and they count by bars of `bins`
+    score bins.
     """
     return await connection.fetch(COUNT_BUCKETS, *names, span, since, until, bins)
 
@@ -137,7 +138,7 @@ raw AS MATERIALIZED (
     FROM raw WHERE label IS NOT NULL
 )
 """
-"""The same cells from the rows themselves, without the ledger: $1 <= created_at < $2, by buckets of $3 seconds."""
+"""The ledger's cells computed from the rows of the log: $1 <= created_at < $2, by buckets of $3 seconds."""
 
 COUNT_PERIOD = f"""
 WITH {RAW_CELLS}
@@ -152,11 +153,11 @@ GROUP BY 1, 2, 3
 """  # noqa: S608
 
 LONGEST_SPAN = 2**31 - 1
-"""Buckets that are summed anyway may be as long as the parameter allows."""
+"""One bucket for a whole period: the largest span that the parameter allows."""
 
 
 async def count_period(connection: Connection, since: datetime, until: datetime) -> list[asyncpg.Record]:
-    """Count the rows with since <= created_at < until as `read_windows` does, from the rows themselves."""
+    """Sum as `read_windows` does, but from the rows of the log with since <= created_at < until."""
     return await connection.fetch(COUNT_PERIOD, since, until, LONGEST_SPAN)
 
 
@@ -182,20 +183,20 @@ GROUP BY 1, 2, 3, 4, 5, 6, 7
 HAVING (sum(rows), sum(score_sum), sum(score_square_sum), sum(delay_sum)) <> (0, 0, 0, 0)
 ORDER BY 1, 2, 3, 4, 5, 6, 7
 """  # noqa: S608
-"""One statement and so one snapshot: rows and what the triggers noted of them are committed together."""
+"""One statement has one snapshot, and a row commits together with the changes that its triggers record."""
 
 
 async def find_differences(
     connection: Connection, since: datetime, until: datetime, span: int, timeout: float
 ) -> list[asyncpg.Record]:
-    """Return the cells in which ledger and raw rows differ, as ledger minus rows. Both ends are edges of the span."""
+    """Return the cells in which the ledger and the rows differ: ledger minus rows. Both times must be bucket edges."""
     return await connection.fetch(FIND_DIFFERENCES, since, until, span, timeout=timeout)
 
 
 LOCK_LEDGER = """
 LOCK TABLE prediction_log IN ACCESS SHARE MODE; LOCK TABLE quality_bucket IN SHARE ROW EXCLUSIVE MODE
 """
-"""Keeps retention from dropping rows and the job from folding. No query: a REPEATABLE READ snapshot is taken later."""
+"""Keeps retention from dropping rows and the job from folding. LOCK takes no snapshot: the first query does."""
 
 REMOVE_DELTAS = "DELETE FROM quality_delta WHERE minute >= $1::timestamptz AND minute < $2::timestamptz"
 REMOVE_BUCKETS = "DELETE FROM quality_bucket WHERE starts_at >= $1::timestamptz AND starts_at < $2::timestamptz"
@@ -208,12 +209,12 @@ SELECT * FROM raw_cell
 
 
 async def lock_ledger(connection: Connection, timeout: float) -> None:
-    """Keep others from folding and from dropping rows until this transaction ends; writers go on."""
+    """Stop others from folding and from dropping rows until this transaction ends; writers are not blocked."""
     await connection.execute(LOCK_LEDGER, timeout=timeout)
 
 
 async def replace_cells(connection: Connection, since: datetime, until: datetime, timeout: float) -> None:
-    """Note the raw rows of whole days in place of all that the ledger knows of them."""
+    """Replace what the ledger has of whole days by recorded changes, counted from the rows."""
     await connection.execute(REMOVE_DELTAS, since, until, timeout=timeout)
     await connection.execute(REMOVE_BUCKETS, since, until, timeout=timeout)
     await connection.execute(NOTE_RAW_CELLS, since, until, 60, timeout=timeout)
@@ -231,7 +232,7 @@ ORDER BY 1
 
 
 async def list_stored_days(connection: Connection) -> list[date]:
-    """Return the days (UTC) whose raw rows are all there: those that have partitions and were not dropped."""
+    """Return the days (UTC) whose rows are complete: they have partitions, and retention has not dropped them."""
     return [row["day"] for row in await connection.fetch(STORED_DAYS)]
 
 
@@ -239,6 +240,6 @@ DROPPED_BEFORE = "SELECT greatest(dropped_before, '0001-01-01Z') FROM prediction
 
 
 async def read_dropped_before(connection: Connection) -> datetime:
-    """Return the time before which retention has dropped predictions, with their labels."""
+    """Return the time before which retention has dropped predictions and their labels."""
     dropped_before: datetime = await connection.fetchval(DROPPED_BEFORE)
     return dropped_before

@@ -1,4 +1,4 @@
-"""What stands behind a window's numbers, from the ledger: predictions and labels over time, and by score."""
+"""The counts behind a window's numbers, from the ledger: predictions and labels over time and by score."""
 
 import asyncio
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from app.measures.cells import BINS
 from app.quality.ledger_queries import count_buckets
 
 SCORE_BARS = 20
-"""As many as `prediction_score_distribution` has buckets: 0.05 each."""
+"""Bars of 0.05 each, as the buckets of `prediction_score_distribution`."""
 
 
 class Counts(msgspec.Struct, kw_only=True):
-    """Predictions, those of them that are labelled, and those whose label is the predicted class."""
+    """Numbers of predictions: all, with a label, and with a label that is the predicted class."""
 
     predictions: Annotated[int, Meta(description="Predictions", examples=[120])] = 0
-    labelled: Annotated[int, Meta(description="Those with a label", examples=[100])] = 0
-    correct: Annotated[int, Meta(description="Those whose label is the predicted class", examples=[94])] = 0
+    labelled: Annotated[int, Meta(description="Predictions with a label", examples=[100])] = 0
+    correct: Annotated[int, Meta(description="Predictions whose label is the predicted class", examples=[94])] = 0
 
     def add(self, row: asyncpg.Record) -> None:
         """Add a row of `count_buckets`."""
@@ -35,27 +35,27 @@ class Counts(msgspec.Struct, kw_only=True):
 class TimeCounts(Counts, kw_only=True):
     """Counts of the predictions with since <= created_at < until."""
 
-    since: Annotated[datetime, Meta(description="Where the bucket begins", examples=["2026-01-01T00:00:00Z"])]
-    until: Annotated[datetime, Meta(description="Where the bucket ends", examples=["2026-01-01T00:01:00Z"])]
+    since: Annotated[datetime, Meta(description="When the bucket begins", examples=["2026-01-01T00:00:00Z"])]
+    until: Annotated[datetime, Meta(description="When the bucket ends", examples=["2026-01-01T00:01:00Z"])]
     classes: Annotated[
         dict[str, int], Meta(description="Predictions by predicted class", examples=[{"0": 40, "1": 80}])
     ]
 
 
 class ScoreCounts(Counts, kw_only=True):
-    """Counts of the predictions with lower <= score < upper, the last one 1.0 too."""
+    """Counts of the predictions with lower <= score < upper; the last bar includes 1.0."""
 
     lower: Annotated[float, Meta(description="The lowest score of the bar", examples=[0.95])]
-    upper: Annotated[float, Meta(description="The score where the next bar begins", examples=[1.0])]
+    upper: Annotated[float, Meta(description="The score at which the next bar begins", examples=[1.0])]
 
 
 async def count_window(
     connection: Connection, names: tuple[str, str, str], since: datetime, until: datetime
 ) -> tuple[list[TimeCounts], list[ScoreCounts]]:
-    """Count what (model, version, role) predicted in a window by time and by score; both without gaps.
+    """Count the predictions of (model, version, role) in a window by time and by score, both without gaps.
 
-    `since` is a window's start (`spans.window_start`). The ledger knows what was folded until now, which is a little
-    more than the result that was computed at `until` does.
+    `since` is a window's start (`buckets.window_start`). The counts include everything folded until now, which may be
+    slightly more than the result computed at `until` includes.
     """
     span = choose_span(since, until)
     rows = await count_buckets(connection, names, span, since, until, BINS // SCORE_BARS)
@@ -64,7 +64,7 @@ async def count_window(
 
 
 def _count_by_time(rows: Sequence[asyncpg.Record], span: int, since: datetime, until: datetime) -> list[TimeCounts]:
-    """Count by buckets of `span` seconds; the last one ends at `until`."""
+    """Count by buckets of `span` seconds; the last bucket ends at `until`."""
     length, at = timedelta(seconds=span), since
     buckets: dict[datetime, TimeCounts] = {}
     while at < until:
@@ -79,7 +79,7 @@ def _count_by_time(rows: Sequence[asyncpg.Record], span: int, since: datetime, u
 
 
 def _count_by_score(rows: Sequence[asyncpg.Record]) -> list[ScoreCounts]:
-    """Count by equal parts of the scores from 0 to 1."""
+    """Count by SCORE_BARS equal ranges of the score."""
     bars = [ScoreCounts(lower=bar / SCORE_BARS, upper=(bar + 1) / SCORE_BARS) for bar in range(SCORE_BARS)]
     for row in rows:
         if row["starts_at"] is None:

@@ -1,4 +1,4 @@
-"""SQL of the quality job."""
+"""SQL of the quality job: its lock, its clock, its results and their history."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -14,30 +14,30 @@ LAST_COMPUTED = """
 SELECT max(computed_at) FILTER (WHERE computed_at <= now() + interval '1 second') > now() - $1::interval
 FROM quality_result
 """
-"""Results from the future were computed before the clock was set back: they do not count as fresh."""
+"""Results with a future time were computed before the clock was set back: they do not count as fresh."""
 
 READ_CLOCK = "SELECT date_trunc('milliseconds', now())"
 
 
 async def try_job_lock(connection: Connection) -> bool:
-    """Become the one replica that runs the job until this transaction ends."""
+    """Try to become the only replica that runs the job until this transaction ends; return whether that worked."""
     locked: bool = await connection.fetchval(TRY_JOB_LOCK)
     return locked
 
 
 async def is_computed_within(connection: Connection, age: timedelta) -> bool:
-    """Tell whether some replica has stored results within `age`."""
+    """Return whether a replica has stored results within `age`."""
     return bool(await connection.fetchval(LAST_COMPUTED, age))
 
 
 async def read_clock(connection: Connection) -> datetime:
-    """Return the database's clock at the start of the transaction, in whole milliseconds as prediction ids are."""
+    """Return the database's time at the start of the transaction, in whole milliseconds like prediction ids."""
     now: datetime = await connection.fetchval(READ_CLOCK)
     return now
 
 
 LATEST = datetime(9999, 12, 31, tzinfo=UTC)
-"""Later ends of a period mean this one: there is room left for a millisecond more."""
+"""Latest end of a period; a later end is replaced by it, so that adding a millisecond cannot overflow."""
 
 
 class QualityResult(msgspec.Struct, frozen=True):
@@ -73,7 +73,7 @@ DELETE FROM quality_result
 WHERE computed_at < $1::timestamptz
     AND (window_name = ANY ($2::text[]) OR computed_at < $1::timestamptz - interval '7 days')
 """
-"""Other windows are those of a replica with other settings, or of settings that were changed."""
+"""Other windows belong to a replica with other settings, or to settings that have changed since."""
 
 APPEND_TO_HISTORY = """
 INSERT INTO quality_history (minute, model_name, model_version, role, window_name, since, until, state, predictions,
@@ -102,13 +102,13 @@ WHERE minute < $1::timestamptz - interval '400 days'
             AND later.role = old.role AND later.window_name = old.window_name
     )
 """
-"""Keeps the last result of each hour. It looks a week back, in case that the job was away."""
+"""Keeps the last result of each hour. It looks back a week, in case the job has not run for some time."""
 
 
 async def store_results(
     connection: Connection, computed_at: datetime, windows: Sequence[str], results: Sequence[QualityResult]
 ) -> None:
-    """Make these, computed at that time, the results of these windows."""
+    """Replace the stored results of these windows by these, and append them to the history."""
     rows = [msgspec.structs.astuple(result) for result in results]
     values = [(*row[:-2], *(msgspec.json.encode(value).decode() for value in row[-2:])) for row in rows]
     await connection.executemany(STORE_RESULTS, values)
@@ -124,7 +124,7 @@ FROM quality_result WHERE window_name = ANY ($1::text[]) ORDER BY model_name, mo
 
 
 async def fetch_results(connection: Connection, windows: Sequence[str]) -> list[QualityResult]:
-    """Fetch the latest results of these windows, shortest window first within a version and role."""
+    """Fetch the latest results of these windows, by version and role, the shortest window first."""
     rows = await connection.fetch(FETCH_RESULTS, windows)
     return [
         QualityResult(
@@ -160,12 +160,12 @@ STORE_CHECK = "UPDATE quality_check SET minute = $1::timestamptz, mismatch_rows 
 
 
 async def read_check(connection: Connection) -> tuple[datetime, int]:
-    """Return the newest minute that the ledger was checked at, and by how many rows it was wrong."""
+    """Return the newest minute for which the ledger was checked, and by how many rows it was wrong."""
     row = await connection.fetchrow(READ_CHECK)
     assert row is not None
     return row["minute"], row["mismatch_rows"]
 
 
 async def store_check(connection: Connection, minute: datetime, mismatch_rows: int) -> None:
-    """Keep the outcome of a check for all replicas."""
+    """Store the result of a check, for all replicas."""
     await connection.execute(STORE_CHECK, minute, mismatch_rows)

@@ -1,4 +1,4 @@
-"""Compute the quality of every version over every window, one replica at a time, and store it for all."""
+"""Compute the quality of every version over every window on one replica at a time, and store it for all replicas."""
 
 import asyncio
 from collections import defaultdict
@@ -27,7 +27,7 @@ Version = tuple[str, str]
 
 
 class KnownVersion(msgspec.Struct, frozen=True):
-    """A version as it has been registered; `classes` as text, in the order of its probabilities."""
+    """A registered version; `classes` as text, in the order of its probabilities."""
 
     name: str
     version: str
@@ -37,7 +37,7 @@ class KnownVersion(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class QualitySettings:
-    """What the operator has chosen for the numbers."""
+    """The operator's settings for the quality numbers."""
 
     windows: tuple[QualityWindow, ...]
     average: F1Average | None
@@ -46,7 +46,7 @@ class QualitySettings:
 
     @property
     def window_names(self) -> list[str]:
-        """The names of the windows, as the operator wrote them."""
+        """The names of the windows as the operator wrote them."""
         return [window.name for window in self.windows]
 
 
@@ -57,28 +57,28 @@ async def refresh_results(
     loaded: Collection[Version],
     fresh: timedelta,
 ) -> bool:
-    """Fold, sum, measure and store; False when another replica is at it or did so within `fresh`.
+    """Fold, sum, measure and store; return False when another replica does it now or has done it within `fresh`.
 
-    The fold commits by itself, so that it is not undone by what comes after. Results are stored
-    of those `versions` that are `loaded` here or have predictions in some window.
+    The fold is a transaction of its own, so that a later error does not undo it. Results are stored for the `versions`
+    that are `loaded` here or have predictions in a window.
     """
     async with pool.acquire(timeout=5) as connection:
         async with connection.transaction():
-            if not await is_due(connection, fresh):
+            if not await _is_due(connection, fresh):
                 return False
             await ledger.fold_ledger(connection, await queries.read_clock(connection))
         async with connection.transaction():
-            if not await is_due(connection, fresh):
+            if not await _is_due(connection, fresh):
                 return False
             now = await queries.read_clock(connection)
             results = await score_windows(connection, settings, versions, loaded, now)
             await queries.store_results(connection, now, settings.window_names, results)
-        await check_minutes(connection)
+        await _check_minutes(connection)
     return True
 
 
-async def is_due(connection: Connection, fresh: timedelta) -> bool:
-    """Become the one replica that runs the job until this transaction ends, unless another has just done so."""
+async def _is_due(connection: Connection, fresh: timedelta) -> bool:
+    """Take the job's lock until this transaction ends; return False if another replica has it or ran within `fresh`."""
     return await queries.try_job_lock(connection) and not await queries.is_computed_within(connection, fresh)
 
 
@@ -102,7 +102,7 @@ async def score_windows(
         return [
             result
             for position, period in enumerate(periods)
-            for result in score_versions(scored, sums[position], period, settings)
+            for result in _score_versions(scored, sums[position], period, settings)
         ]
 
     return await asyncio.to_thread(score_all)
@@ -115,17 +115,17 @@ async def score_period(
     since: datetime,
     until: datetime,
 ) -> list[QualityResult]:
-    """Score these versions on its predictions with since <= created_at <= until, from the rows themselves."""
+    """Score versions on their predictions with since <= created_at <= until, from the rows instead of the ledger."""
     latest = min(until, queries.LATEST)
     last_ms = latest.replace(microsecond=latest.microsecond // 1000 * 1000)
     rows = await count_period(connection, since, last_ms + timedelta(milliseconds=1))
     period = Period("period", since, until, await queries.read_clock(connection))
-    return await asyncio.to_thread(score_versions, versions, rows, period, settings)
+    return await asyncio.to_thread(_score_versions, versions, rows, period, settings)
 
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """The time whose predictions a result is about, and when it was computed."""
+    """The time range of a result's predictions, and when the result was computed."""
 
     name: str
     since: datetime
@@ -133,40 +133,40 @@ class Period:
     computed_at: datetime
 
 
-def score_versions(
+def _score_versions(
     versions: Sequence[KnownVersion], sums: Sequence[asyncpg.Record], period: Period, settings: QualitySettings
 ) -> list[QualityResult]:
-    """Score versions on their sums: each as `live`, in other roles if it has predictions there."""
+    """Score versions from their sums: each version as `live`, and in other roles where it has predictions."""
     found = {(row["model_name"], row["model_version"], row["role"]): row for row in sums}
     results = []
     for version in versions:
         names = (version.name, version.version)
         roles = {"live", *(role for *key, role in found if tuple(key) == names)}
-        results += [score(version, role, found.get((*names, role)), period, settings) for role in sorted(roles)]
+        results += [_score(version, role, found.get((*names, role)), period, settings) for role in sorted(roles)]
     return results
 
 
-def score(
+def _score(
     version: KnownVersion, role: str, sums: asyncpg.Record | None, period: Period, settings: QualitySettings
 ) -> QualityResult:
-    """Measure one version from its sums, None when it has no predictions."""
+    """Measure one version from its sums; `sums` is None when it has no predictions."""
     classes = list(version.classes)
-    if sums is not None:  # a class that the version does not have was written by hand: it counts as one more
+    if sums is not None:  # somebody may have written a class by hand that the version does not have: add it
         classes += sorted({*sums["predicted"], *sums["labels"]} - {*classes, None})
     positive = classes.index(version.positive_class) if len(classes) == 2 and version.positive_class else None
     average = choose_average(settings.average, len(classes))
-    cells = make_cells(sums, {name: at for at, name in enumerate(classes)})
+    cells = _make_cells(sums, {name: at for at, name in enumerate(classes)})
     measures = measure(cells, len(classes), positive, average, settings.min_labels)
     return QualityResult(
         *(version.name, version.version, role, period.name, period.computed_at, period.since, period.until),
         label_delay_seconds=sums["delay_sum"] / 1000 / measures.labelled if sums and measures.labelled else None,
-        confusion=name_confusion(measures.confusion, classes),
+        confusion=_name_confusion(measures.confusion, classes),
         measures=measures,
     )
 
 
-def make_cells(sums: asyncpg.Record | None, index: Mapping[str, int]) -> Cells:
-    """Return sums as the numbers want them: classes by their index."""
+def _make_cells(sums: asyncpg.Record | None, index: Mapping[str, int]) -> Cells:
+    """Turn sums into cells, with classes as their index."""
     if sums is None:
         whole, real = np.zeros(0, dtype=np.int64), np.zeros(0)
         return Cells(whole, whole, whole, whole, real, real)
@@ -180,8 +180,8 @@ def make_cells(sums: asyncpg.Record | None, index: Mapping[str, int]) -> Cells:
     )
 
 
-def name_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Return {label: {predicted class: rows}} without what never occurred."""
+def _name_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Return {label: {predicted class: rows}} without zeros."""
     named = {
         label: {name: rows for name, rows in zip(classes, row, strict=True) if rows}
         for label, row in zip(classes, matrix, strict=True)
@@ -189,10 +189,10 @@ def name_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> d
     return {label: row for label, row in named.items() if row}
 
 
-async def check_minutes(connection: Connection) -> None:
-    """Once a minute, compare the ledger with the rows of the last whole minute, and of the oldest that is kept.
+async def _check_minutes(connection: Connection) -> None:
+    """Once a minute, compare the ledger with the rows for two minutes: the last complete one and the oldest kept one.
 
-    So every minute is checked twice: when its predictions are stored, and when most of its labels have come.
+    So every minute is checked twice: after its predictions are stored, and after most of its labels have arrived.
     """
     async with connection.transaction():
         now = await queries.read_clock(connection)

@@ -1,1 +1,1 @@
-"""Features to scores: models read from their files, the repository of those that are served, reloading, batching."""
+"""Features to scores: read model files, keep the served versions, reload them, and score requests in batches."""

@@ -1,4 +1,4 @@
-"""Waiting requests become one batch: it forms while the previous one is worked on, a lone request goes at once."""
+"""Score waiting requests in batches: a batch forms while the previous one runs, a lone request runs at once."""
 
 import asyncio
 import time
@@ -10,42 +10,42 @@ from typing import Generic, Protocol, TypeVar
 from app.errors import UnavailableError
 
 INLINE_SECONDS = 0.0005
-"""Work predicted to be shorter blocks the event loop instead of visiting the thread, which costs about 0.1 ms."""
+"""Work that is predicted to be shorter runs on the event loop; the way to the thread and back costs about 0.1 ms."""
 
 MAX_WAITING_ROWS = 50_000
-"""Rows that may wait; beyond, requests are refused: what waits takes memory."""
+"""Most rows that wait; above it, requests are refused, because waiting rows take memory."""
 
 MAX_WAITING_SECONDS = 1.0
-"""Work that may wait; beyond, requests are refused at once rather than answered when their client has given up."""
+"""Most work that waits; above it, requests are refused at once, because clients give up before they are answered."""
 
 MAX_JOINED_ROWS = 4_096
-"""Requests join a batch up to this many rows; one larger request goes alone."""
+"""Most rows in a batch of several requests; a larger request is a batch of its own."""
 
 MAX_BATCH_SECONDS = 0.1
-"""Nor do they join a batch that takes so much longer than a lone row: who comes next waits for all of it, and large
-arrays leave the caches."""
+"""A batch may take this much longer than a single row: the next requests wait for the whole batch, and large arrays
+do not fit into the CPU's caches."""
 
 PACE_MEMORY = 0.9
-"""Weight of a batch against the next one: about ten are remembered."""
+"""Weight of a batch's time relative to the next one's: about the last ten batches count."""
 
 
 class OverloadedError(UnavailableError):
-    """More rows wait than can be scored soon."""
+    """Too many rows wait to be scored soon."""
 
 
 class Job(Protocol):
-    """A request on its way to its answer, which `deliver` gives it."""
+    """A request that waits for its answer."""
 
     @property
     def rows(self) -> int:
-        """Rows of the request, at least one."""
+        """The number of the request's rows, at least one."""
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether nobody waits for its answer any more."""
+        """Whether the client has gone, so that nobody waits for the answer."""
 
     def fail(self, error: Exception) -> None:
-        """Answer an error; without effect when it is answered already."""
+        """Answer the request with an error; does nothing when it is answered already."""
 
 
 J = TypeVar("J", bound=Job)
@@ -53,11 +53,11 @@ R = TypeVar("R")
 
 
 class Batcher(Generic[J, R]):
-    """Takes jobs, does `work` on a batch of them, and has the results delivered. Full: OverloadedError at once.
+    """Collects jobs, does `work` on a batch of them and delivers the results. Raises OverloadedError when full.
 
-    `work` is plain computation, on the loop or in the thread, by what `predict_seconds(rows)` says of its length;
-    a batch it fails on is worked on job by job. The next batch forms until the last one is delivered: its rows could
-    not be promised sooner, and larger batches cost less per row.
+    `work` only computes. It runs on the event loop or in the thread, depending on `predict_seconds(rows)`; when it
+    fails on a batch, it runs again on each job. The next batch forms until the last one is delivered: its rows could
+    not be stored sooner, and larger batches cost less per row.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Batcher(Generic[J, R]):
         self._predict_seconds = predict_seconds
         self._deliver = deliver
         self._executor = executor
-        self._batch_rows = find_batch_rows(predict_seconds)
+        self._batch_rows = _find_batch_rows(predict_seconds)
         self._loop = asyncio.get_running_loop()
         self._waiting: list[J] = []
         self._waiting_rows = 0
@@ -80,7 +80,7 @@ class Batcher(Generic[J, R]):
         self._delivery: asyncio.Task[None] | None = None
 
     def submit(self, job: J) -> None:
-        """Have `job` done together with whatever else waits now; its answer is to be awaited."""
+        """Add `job` to the jobs that wait; `job.answer` is set later."""
         rows = self._waiting_rows + job.rows
         if self._waiting and (
             rows > MAX_WAITING_ROWS or self._pace.correct(self._predict_seconds(rows)) > MAX_WAITING_SECONDS
@@ -90,7 +90,7 @@ class Batcher(Generic[J, R]):
         self._waiting_rows = rows
         if not self._running:
             self._running = True
-            # After every request that the same poll of the loop has delivered.
+            # call_soon lets the requests that the loop has received in the same turn join the batch.
             self._loop.call_soon(self._run_next)
 
     def _run_next(self) -> None:
@@ -107,7 +107,7 @@ class Batcher(Generic[J, R]):
             done.add_done_callback(lambda done: self._hand_over(done.result()))
 
     def _take_batch(self) -> list[J]:
-        """Take the oldest jobs, at least one, without those whose client has gone."""
+        """Take the oldest jobs that fit into a batch, without those whose client has gone."""
         batch: list[J] = []
         rows = taken = 0
         for job in self._waiting:
@@ -122,10 +122,10 @@ class Batcher(Generic[J, R]):
         return batch
 
     def _do_work(self, batch: list[J]) -> list[tuple[list[J], R | Exception]]:
-        """Work on all together; when that fails, on each by itself, so that only the job at fault fails."""
+        """Work on the whole batch; when that fails, on each job alone, so that only the faulty job fails."""
         try:
             return [(batch, self._work(batch))]
-        except Exception as error:  # whatever a model's run raises, it must not reach the other jobs
+        except Exception as error:  # a model's run may raise anything, and must fail only its own job
             if len(batch) > 1:
                 return [self._do_work([job])[0] for job in batch]
             return [(batch, error)]
@@ -136,7 +136,7 @@ class Batcher(Generic[J, R]):
         self._delivery.add_done_callback(lambda _: self._run_next())
 
     async def _deliver_all(self, outcomes: list[tuple[list[J], R | Exception]]) -> None:
-        """Deliver; whatever goes wrong, nobody is left waiting: each job is failed with the error."""
+        """Deliver the results; fail every job that has no answer because of an error."""
         for jobs, outcome in outcomes:
             error = outcome if isinstance(outcome, Exception) else await self._try_deliver(jobs, outcome)
             if error is not None:
@@ -146,13 +146,13 @@ class Batcher(Generic[J, R]):
     async def _try_deliver(self, jobs: list[J], result: R) -> Exception | None:
         try:
             await self._deliver(jobs, result)
-        except Exception as error:  # of the log, or a bug: each job answers it
+        except Exception as error:  # the log failed, or there is a bug: each job is answered with the error
             return error
         return None
 
 
-def find_batch_rows(predict_seconds: Callable[[int], float]) -> int:
-    """Return how many rows are joined into one batch."""
+def _find_batch_rows(predict_seconds: Callable[[int], float]) -> int:
+    """Return the most rows of a batch of several requests, from MAX_JOINED_ROWS and MAX_BATCH_SECONDS."""
     rows = MAX_JOINED_ROWS
     while rows > 1 and predict_seconds(rows) - predict_seconds(1) > MAX_BATCH_SECONDS:
         rows //= 2
@@ -160,7 +160,7 @@ def find_batch_rows(predict_seconds: Callable[[int], float]) -> int:
 
 
 class Pace:
-    """How much longer work takes than predicted, over the last batches: the machine may be busy with other things."""
+    """How much longer than predicted the last batches took, which happens on a busy machine."""
 
     def __init__(self) -> None:
         self._began = 0.0
@@ -168,22 +168,22 @@ class Pace:
         self._taken_seconds = 0.0
 
     def begin(self, predicted_seconds: float) -> None:
-        """Note that work begins, and how long it should take."""
+        """Note that work begins, and its predicted time."""
         self._began = time.perf_counter()
         self._predicted_seconds = PACE_MEMORY * self._predicted_seconds + predicted_seconds
 
     def end(self) -> None:
-        """Note that it has ended."""
+        """Note that the work has ended."""
         self._taken_seconds = PACE_MEMORY * self._taken_seconds + time.perf_counter() - self._began
 
     def correct(self, predicted_seconds: float) -> float:
-        """Return how long work will take that should take so long, never less."""
+        """Return a prediction corrected by the last batches, never less than given."""
         return predicted_seconds * max(1.0, self._taken_seconds / self._predicted_seconds)
 
 
 @asynccontextmanager
 async def open_executor() -> AsyncIterator[ThreadPoolExecutor]:
-    """Open the one thread for work that would hold up the event loop."""
+    """Open the one thread for work that would block the event loop."""
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="onnxruntime")
     try:
         yield executor

@@ -1,4 +1,4 @@
-"""Features, the values of a row: what each may be, and how rows become one array per input of the graph."""
+"""Features: which values each one allows, and how rows become one array per input of the graph."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,17 +12,20 @@ from app.serving.graph import Names
 from app.serving.metadata import Metadata, read_entry, read_names
 
 Value = bool | int | float | str | None
-"""What a feature may be in a request and in the log; None is a missing number."""
+"""A feature's value in a request and in the log; None is a missing number."""
 
 FeatureKind = Literal["number", "integer", "text", "boolean"]
 
 FEATURE_TEXT_LIMIT = 10_000
-"""Characters of a text feature: a row of the log stays small."""
+"""Most characters of a text feature, so that a row of the log stays small."""
 
 
 @dataclass(frozen=True, slots=True)
 class ElementType:
-    """What a tensor holds: `datatype` is the Open Inference Protocol's name, `low` and `high` bound its numbers."""
+    """The type of a tensor's elements: `datatype` is its name in the Open Inference Protocol.
+
+    `low` and `high` are the limits of numbers; texts and booleans have none.
+    """
 
     kind: FeatureKind
     datatype: str
@@ -33,7 +36,7 @@ class ElementType:
 
 
 NUMBER_TYPES = frozenset({int, float})
-"""Types of JSON's numbers, 3.0 among the integers; that of booleans is another, although Python can compare them."""
+"""Python types of JSON numbers; 3.0 is allowed for an integer. bool is not among them, although it is an int."""
 
 
 def _floats(datatype: str, dtype: type[np.floating[Any]]) -> ElementType:
@@ -52,7 +55,7 @@ ELEMENT_TYPES = {
     "tensor(string)": ElementType("text", "BYTES", np.object_, frozenset({str})),
     "tensor(bool)": ElementType("boolean", "BOOL", np.bool_, frozenset({bool})),
 }
-"""The inputs that are understood, by ONNX's names."""
+"""The supported types of inputs, by their ONNX names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +77,11 @@ class Feature:
 
     @property
     def kind(self) -> FeatureKind:
-        """What it is in JSON."""
+        """The kind of JSON value."""
         return self.type.kind
 
     def find_fault(self, value: Value) -> tuple[str, str] | None:
-        """Return what is wrong with a value of JSON, as a code and in words; None: it may be scored and stored."""
+        """Return the code and text of what is wrong with a JSON value; None when it can be scored and stored."""
         element = self.type
         if type(value) not in element.python_types:
             if value is not None:
@@ -102,7 +105,7 @@ def _find_text_fault(value: str) -> tuple[str, str] | None:
 
 @dataclass(frozen=True, slots=True)
 class ModelInput:
-    """A tensor that the graph takes: of each row the features from `start` to `stop`, or one feature as a vector."""
+    """An input of the graph: features `start` to `stop` of each row; a vector has one feature and one dimension."""
 
     name: str
     type: ElementType
@@ -112,12 +115,12 @@ class ModelInput:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape for a batch of any size, which is -1."""
+        """The shape, with -1 for the number of rows."""
         return (-1,) if self.is_vector else (-1, self.stop - self.start)
 
 
 def make_arrays(inputs: Sequence[ModelInput], rows: Sequence[Sequence[Value]]) -> list[NDArray[Any]]:
-    """Make one array per input from checked rows in the features' order; a missing value becomes NaN."""
+    """Make one array per input from checked rows, values in the features' order; a missing value becomes NaN."""
     if len(inputs) == 1:
         (only,) = inputs
         return [_shape(np.array(rows, dtype=only.type.dtype), only)]
@@ -132,14 +135,14 @@ def _shape(array: NDArray[Any], model_input: ModelInput) -> NDArray[Any]:
 def read_inputs(
     tensors: Sequence[Tensor], metadata: Metadata, *, missing_allowed: bool
 ) -> list[tuple[ModelInput, list[Feature]]]:
-    """Understand the graph's inputs, or raise StartupError with what was found and what would help."""
+    """Read the inputs and their features; raise StartupError with what was found and what to do if not supported."""
     for tensor in tensors:
         _check_input(tensor, tensors)
     names = [str(name) for name in read_names(metadata, "feature_names")] if "feature_names" in metadata else None
     widths = _read_widths(tensors, names)
     names = names if names is not None else _name_features(tensors, widths)
     if not names or len(set(names)) < len(names):
-        raise StartupError('"feature_names" are none, or name a feature twice: name each in the metadata')
+        raise StartupError('there are no features, or two with the same name: name each in metadata "feature_names"')
     if len(names) != sum(widths):
         raise StartupError(f'metadata "feature_names" has {len(names)} names for {sum(widths)} features')
     inputs, start = [], 0
@@ -150,7 +153,7 @@ def read_inputs(
         inputs.append((ModelInput(tensor.name, element, start, start + width, len(tensor.shape) == 1), features))
         start += width
     if missing_allowed and not any(feature.missing_allowed for _, features in inputs for feature in features):
-        raise StartupError('metadata "missing_values" is allowed, but no input is of floats: only these can be missing')
+        raise StartupError('metadata "missing_values" is allowed, but no input has floats: only floats can be missing')
     return inputs
 
 
@@ -162,21 +165,23 @@ def _check_input(tensor: Tensor, tensors: Sequence[Tensor]) -> None:
         )
     batch = tensor.shape[0]
     if isinstance(batch, int) and batch != 1:
-        raise StartupError(f"inputs are {show(tensors)}, of a fixed number of rows: export with a free first dimension")
+        raise StartupError(
+            f"inputs are {show(tensors)}, with a fixed number of rows: export with a free first dimension"
+        )
 
 
 def _read_widths(tensors: Sequence[Tensor], names: Sequence[str] | None) -> list[int]:
-    """Return how many features each input holds; one that does not tell holds those names that are left."""
+    """Return the number of features of each input; one input of unknown width gets the names that are left over."""
     widths = [1 if len(tensor.shape) == 1 else tensor.shape[1] for tensor in tensors]
     known = [width for width in widths if isinstance(width, int)]
     if len(known) < len(widths) - 1 or (len(known) < len(widths) and names is None):
-        raise StartupError('the number of features is not in the graph, add metadata "feature_names"')
+        raise StartupError('the number of features is not in the graph: add metadata "feature_names"')
     left = len(names or []) - sum(known)
     return [width if isinstance(width, int) else left for width in widths]
 
 
 def _name_features(tensors: Sequence[Tensor], widths: Sequence[int]) -> list[str]:
-    """Name a column as its input, the features of one matrix f0, f1 ..., those of one among others with its name."""
+    """Name the features: of one matrix f0, f1 ...; of several inputs INPUT_0, INPUT_1 ..., or INPUT if it has one."""
     names = []
     for tensor, width in zip(tensors, widths, strict=True):
         stem = "f" if len(tensors) == 1 else f"{tensor.name}_"
@@ -185,7 +190,7 @@ def _name_features(tensors: Sequence[Tensor], widths: Sequence[int]) -> list[str
 
 
 def show(tensors: Sequence[Tensor]) -> str:
-    """Return tensors as a text for the operator."""
+    """Describe tensors in a text for the operator."""
     return ", ".join(f"{tensor.name}: {tensor.type}{list(tensor.shape)}" for tensor in tensors) or "none"
 
 
@@ -196,13 +201,15 @@ FILLERS: tuple[dict[FeatureKind, Value], ...] = (
 
 
 def read_examples(metadata: Metadata, features: Sequence[Feature], categories: Sequence[Names]) -> list[list[Value]]:
-    """Return rows that the model may take: the metadata's, else made-up ones with categories that the graph knows."""
+    """Return example rows: the metadata's, else made-up rows with categories that the graph knows."""
     if "example" not in metadata:
         return [_make_example(features, fillers, categories) for fillers in FILLERS]
     example = read_entry(metadata, "example")
     row = [example.get(feature.name) for feature in features] if isinstance(example, dict) else example
     if not isinstance(row, list) or len(row) != len(features):
-        raise StartupError(f'metadata "example" is not a JSON array of {len(features)} values, or an object by name')
+        raise StartupError(
+            f'metadata "example" is neither a JSON array of {len(features)} values nor an object by feature name'
+        )
     for feature, value in zip(features, row, strict=True):
         if fault := feature.find_fault(value):
             raise StartupError(f'metadata "example": feature {feature.name!r}: {fault[1]}')
@@ -212,7 +219,7 @@ def read_examples(metadata: Metadata, features: Sequence[Feature], categories: S
 def _make_example(
     features: Sequence[Feature], fillers: dict[FeatureKind, Value], categories: Sequence[Names]
 ) -> list[Value]:
-    """Fill a row; an encoder's first category goes to the next feature of its type, since it may refuse any other."""
+    """Fill a row; give each feature a category that its encoder knows, since an encoder may refuse other values."""
     row = [fillers[feature.kind] for feature in features]
     for kind, type_ in (("text", str), ("integer", int)):
         firsts = [names[0] for names in categories if isinstance(names[0], type_)]

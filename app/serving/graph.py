@@ -1,7 +1,7 @@
-"""Read from an ONNX file what onnxruntime does not tell: its classes, what makes its answer, categories it knows.
+"""Read from an ONNX file what onnxruntime does not show: classes, categories, the operator behind each output.
 
-The file is a protocol buffer. Only the few fields on the way to these are followed, so that the server need not
-carry the `onnx` package and its compiler-generated classes (40 MiB of memory, 0.3 s of start).
+The file is a protocol buffer. This module reads the few fields that it needs, so that the server can do without the
+`onnx` package and its generated classes (40 MiB of memory, 0.3 s of start).
 Field numbers: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 """
 
@@ -19,7 +19,7 @@ ATTRIBUTE_NAME, ATTRIBUTE_INTS, ATTRIBUTE_STRINGS = 1, 8, 9
 TENSOR_INT32S, TENSOR_STRINGS, TENSOR_INT64S, TENSOR_NAME = 5, 6, 7, 8
 
 FORWARDING = frozenset({b"Cast", b"Identity", b"Reshape", b"Flatten", b"Squeeze", b"Unsqueeze"})
-"""Operators that pass labels on: the classes are those of the node before."""
+"""Operators that pass labels on unchanged: the node before them has the classes."""
 
 SELECTING = frozenset({b"ArrayFeatureExtractor", b"Gather"})
 """Operators that pick each row's label from the array of classes, their first input."""
@@ -27,7 +27,7 @@ SELECTING = frozenset({b"ArrayFeatureExtractor", b"Gather"})
 CLASS_ATTRIBUTES = frozenset(
     {b"classlabels_int64s", b"classlabels_ints", b"classlabels_strings", b"classlabels_strings_list"}
 )
-"""Where ai.onnx.ml's TreeEnsembleClassifier, LinearClassifier, SVMClassifier and ZipMap keep their classes."""
+"""Attributes in which TreeEnsembleClassifier, LinearClassifier, SVMClassifier and ZipMap (ai.onnx.ml) keep classes."""
 
 Names = tuple[int, ...] | tuple[str, ...]
 """Classes, or categories of a feature: all integers or all texts."""
@@ -35,7 +35,7 @@ Names = tuple[int, ...] | tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class GraphFacts:
-    """What is read from the file beside its inputs, outputs and metadata. `makers`: the operator of each output."""
+    """What the file says beside its inputs, outputs and metadata. `makers`: the operator that makes each output."""
 
     classes: Names | None
     categories: Sequence[Names]
@@ -43,16 +43,16 @@ class GraphFacts:
 
 
 def read_facts(model: bytes, outputs: Iterable[str]) -> GraphFacts:
-    """Read all that there is to know of a model and its outputs. Raises ValueError when it is no protocol buffer."""
+    """Read the facts of a model and its outputs. Raises ValueError when `model` is not a protocol buffer."""
     makers = {output: read_operator(model, output) for output in outputs}
     return GraphFacts(read_classes(model), read_categories(model), makers)
 
 
 def read_classes(model: bytes) -> Names | None:
-    """Return the classes, in the order of the probabilities, of the node that makes the answer; None if none tells.
+    """Return the classes of the node that makes the answer, in the order of the probabilities; None if unknown.
 
-    Classifiers inside an ensemble do not count: they may number its classes. Raises ValueError when `model` is no
-    protocol buffer.
+    Ignores classifiers inside an ensemble, which may use numbers for the ensemble's classes. Raises ValueError when
+    `model` is not a protocol buffer.
     """
     for graph in read_messages(memoryview(model), MODEL_GRAPH):
         nodes = list(read_messages(graph, GRAPH_NODE))
@@ -60,13 +60,13 @@ def read_classes(model: bytes) -> Names | None:
         for name in outputs:
             if classes := _follow(name, nodes, graph):
                 return classes
-        if len(outputs) == 1:  # probabilities alone: nothing but the last classifier can have made them
+        if len(outputs) == 1:  # probabilities only: the last classifier must have made them
             return _first(_read_class_attributes(node) for node in reversed(nodes))
     return None
 
 
 def _follow(name: bytes, nodes: list[memoryview], graph: memoryview) -> Names | None:
-    """Follow an output back to the node that makes it: a classifier's label, a ZipMap, or a choice from an array."""
+    """Return the classes of the node that makes an output: a classifier, a ZipMap, or a choice from an array."""
     node = _find_maker(name, nodes)
     if node is None:
         return None
@@ -77,8 +77,8 @@ def _follow(name: bytes, nodes: list[memoryview], graph: memoryview) -> Names | 
 
 
 def _find_maker(name: bytes, nodes: list[memoryview]) -> memoryview | None:
-    """Return the node whose first output this is, before those that only pass it on."""
-    for node in reversed(nodes):  # a node stands behind those that make its inputs
+    """Return the node that makes this value as its first output; go back through nodes that only pass it on."""
+    for node in reversed(nodes):  # ONNX sorts nodes: those that make a node's inputs come before it
         if name not in read_texts(node, NODE_OUTPUT)[:1]:
             continue
         inputs = read_texts(node, NODE_INPUT)
@@ -105,7 +105,7 @@ def _first(candidates: Iterable[Names | None]) -> Names | None:
 
 
 def _read_attribute(attribute: memoryview, wanted: frozenset[bytes]) -> Names | None:
-    name = next(read_messages(attribute, ATTRIBUTE_NAME), None)  # the first field: the others may be millions
+    name = next(read_messages(attribute, ATTRIBUTE_NAME), None)  # read no further: there may be millions of values
     if name is None or bytes(name) not in wanted:
         return None
     texts = tuple(text.decode() for text in read_texts(attribute, ATTRIBUTE_STRINGS))
@@ -113,7 +113,7 @@ def _read_attribute(attribute: memoryview, wanted: frozenset[bytes]) -> Names | 
 
 
 def read_operator(model: bytes, output: str) -> str | None:
-    """Return the operator that makes an output, before those that only pass it on; None when no node does."""
+    """Return the operator that makes an output, going back through those that only pass it on; None if no node does."""
     for graph in read_messages(memoryview(model), MODEL_GRAPH):
         node = _find_maker(output.encode(), list(read_messages(graph, GRAPH_NODE)))
         return None if node is None else b"".join(read_texts(node, NODE_OPERATOR)[:1]).decode()
@@ -124,7 +124,7 @@ CATEGORIES = frozenset({b"cats_strings", b"cats_int64s"})
 
 
 def read_categories(model: bytes) -> list[Names]:
-    """Return the categories of each OneHotEncoder in the order of the nodes, which is mostly that of the columns."""
+    """Return the categories of each OneHotEncoder in the order of the nodes, usually the order of the columns."""
     return [categories for node in _list_nodes(model) if (categories := _read_categories(node))]
 
 
@@ -138,7 +138,7 @@ def _list_nodes(model: bytes) -> Iterator[memoryview]:
 
 
 def list_optional_inputs(model: bytes) -> list[str]:
-    """Return the inputs with a value of their own in the file: onnxruntime does not ask for them."""
+    """Return the inputs that have a default value in the file: onnxruntime does not require them."""
     for graph in read_messages(memoryview(model), MODEL_GRAPH):
         inputs = [name for one in read_messages(graph, GRAPH_INPUT) for name in read_texts(one, VALUE_NAME)]
         own = {name for one in read_messages(graph, GRAPH_INITIALIZER) for name in read_texts(one, TENSOR_NAME)}
@@ -147,7 +147,7 @@ def list_optional_inputs(model: bytes) -> list[str]:
 
 
 def set_metadata(model: bytes, entries: Mapping[str, str]) -> bytes:
-    """Return the model with these metadata entries, in the place of those with the same keys."""
+    """Return the model with these metadata entries; they replace entries with the same keys."""
     kept, start, message = [], 0, memoryview(model)
     replaced = {key.encode() for key in entries}
     for number, value, end in read_fields(message):

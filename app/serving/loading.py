@@ -1,4 +1,4 @@
-"""Model files: which lie in MODEL_DIR, `<name>/<version>/model.onnx`, and how one becomes a model."""
+"""Find the model files in MODEL_DIR, `<name>/<version>/model.onnx`, and load them."""
 
 import hashlib
 import logging
@@ -14,23 +14,22 @@ from app.serving.model import Model
 logger = logging.getLogger(__name__)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-"""What a model or version may be called: safe in a URL, a metric label and a directory."""
+"""Allowed names of models and versions: safe in a URL, a metric label and a path."""
 
 LAYOUT = "<name>/<version>/model.onnx"
 
 MAX_FILE_BYTES = 2 * 1024**3 - 1
-"""What a protocol buffer, and so an ONNX file, can have."""
+"""The size limit of a protocol buffer, and so of an ONNX file."""
 
 VersionKey = tuple[str, str]
 """Name and version."""
 
-
 TroubleCode = Literal["model_not_loadable", "model_conflict", "model_replaced", "model_removed", "model_pin"]
-"""What may be wrong with a version in MODEL_DIR."""
+"""The problems that a version in MODEL_DIR can have."""
 
 
 class RefusedVersionError(ScorekeeperError):
-    """A file is not served as it is: 422 when it cannot be, 409 when something else of this version is in the way."""
+    """A file is not served: 422 when it cannot be loaded, 409 when the version was served from another file."""
 
     def __init__(self, code: TroubleCode, detail: str) -> None:
         super().__init__(detail)
@@ -39,7 +38,7 @@ class RefusedVersionError(ScorekeeperError):
 
 
 class Stamp(NamedTuple):
-    """What tells, without reading a file, that it is another one or has been written to."""
+    """What shows, without reading a file, whether it was replaced or written to."""
 
     inode: int
     size: int
@@ -49,11 +48,11 @@ class Stamp(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LoadedModels:
-    """What the start found in MODEL_DIR: models in ascending order of versions, and why the others are not usable."""
+    """What the start found in MODEL_DIR: models in ascending order of versions, and why other files were refused."""
 
     default_model: str
     is_default_asked: bool
-    """DEFAULT_MODEL is set; else the default is the only model that there was."""
+    """Whether DEFAULT_MODEL is set. If not, MODEL_DIR had only one model, which is the default."""
     models: list[Model]
     stamps: dict[VersionKey, Stamp]
     refusals: dict[VersionKey, str]
@@ -69,7 +68,7 @@ def load_models(directory: Path, default_model: str | None) -> LoadedModels:
     refusals: dict[VersionKey, str] = {}
     for name, version in stamps:
         try:
-            models.append(load_file(name, version, locate(directory, name, version)))
+            models.append(_load_file(name, version, locate(directory, name, version)))
         except StartupError as error:
             refusals[name, version] = str(error)
     if not any(model.name == default for model in models):
@@ -84,14 +83,14 @@ def load_models(directory: Path, default_model: str | None) -> LoadedModels:
 def _choose_default(names: list[str], asked: str | None) -> str:
     allowed = " or ".join(names)
     if asked is None and len(names) > 1:
-        raise StartupError(f"DEFAULT_MODEL is not set and MODEL_DIR has several models, allowed is {allowed}")
+        raise StartupError(f"DEFAULT_MODEL is not set and MODEL_DIR has several models: set it to {allowed}")
     if asked is not None and asked not in names:
         raise StartupError(f"DEFAULT_MODEL is {asked!r}, allowed is {allowed}")
     return asked or names[0]
 
 
 def find_files(directory: Path) -> dict[VersionKey, Stamp]:
-    """Find the model files, by name, each name's versions in ascending order; what begins with a dot is passed over."""
+    """Find the model files, by name, each name's versions in ascending order; skip names that begin with a dot."""
     stamps: dict[VersionKey, Stamp] = {}
     for file in directory.glob("[!.]*/[!.]*/model.onnx"):
         stamp = read_stamp(file)
@@ -106,7 +105,7 @@ def locate(directory: Path, name: str, version: str) -> Path:
 
 
 def read_stamp(file: Path) -> Stamp | None:
-    """Return the stamp of a file, None when there is no such file. Raises OSError when that cannot be told."""
+    """Return the stamp of a file, None when the file does not exist. Raises OSError when it cannot be checked."""
     try:
         status = file.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -114,10 +113,13 @@ def read_stamp(file: Path) -> Stamp | None:
     return Stamp(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def load_file(name: str, version: str, path: Path) -> Model:
-    """Read the file once, load it and warm it up; raise StartupError that names it. Blocks, for a large one long."""
+def _load_file(name: str, version: str, path: Path) -> Model:
+    """Read the file once, load the model and warm it up; raise StartupError with the path. Blocks, possibly long."""
     if not NAME.fullmatch(name) or not NAME.fullmatch(version):
-        raise StartupError(f"{str(path)!r}: names and versions are letters, digits, '.', '_', '-', up to 100")
+        raise StartupError(
+            f"{str(path)!r}: names and versions begin with a letter or digit and have up to 100 letters, digits, "
+            "'.', '_', '-'"
+        )
     try:
         model = Model(name, version, read_model_file(path))
     except StartupError as error:
@@ -127,10 +129,10 @@ def load_file(name: str, version: str, path: Path) -> Model:
 
 
 def read_model_file(path: Path) -> bytes:
-    """Return all of a file; raise StartupError for what cannot be a model, with a line that does not name it."""
+    """Return a file's content; raise StartupError, without the path, when it cannot be a model."""
     try:
         status = path.stat()
-        if stat.S_ISFIFO(status.st_mode) or stat.S_ISCHR(status.st_mode):  # reading would not end
+        if stat.S_ISFIFO(status.st_mode) or stat.S_ISCHR(status.st_mode):  # reading might never end
             raise StartupError("cannot be read: not a regular file")
         if status.st_size > MAX_FILE_BYTES:
             raise StartupError(f"has {status.st_size:,} bytes, an ONNX file has at most {MAX_FILE_BYTES:,}")
@@ -143,20 +145,20 @@ def read_model_file(path: Path) -> bytes:
 
 
 def load_found(directory: Path, key: VersionKey, stamp: Stamp) -> Model:
-    """Load a version's file as it was found; raise RefusedVersionError when it cannot be, or is another by now."""
+    """Load a version's file; raise RefusedVersionError when that fails, or the file no longer has this stamp."""
     file = locate(directory, *key)
     try:
-        model = load_file(*key, file)
+        model = _load_file(*key, file)
         changed = read_stamp(file) != stamp
     except (StartupError, OSError) as error:
         raise RefusedVersionError("model_not_loadable", shorten(str(error), directory, key)) from error
     if changed:
-        raise RefusedVersionError("model_not_loadable", "the file has changed while it was read")
+        raise RefusedVersionError("model_not_loadable", "the file changed while it was read")
     return model
 
 
 def check_bytes(directory: Path, model: Model) -> None:
-    """Raise RefusedVersionError when the file of a served version has other bytes than the model was loaded from."""
+    """Raise RefusedVersionError when the file of a served version no longer has the bytes that were loaded."""
     try:
         content = locate(directory, model.name, model.version).read_bytes()
     except OSError as error:
@@ -164,13 +166,13 @@ def check_bytes(directory: Path, model: Model) -> None:
     if hashlib.sha256(content).hexdigest() != model.sha256:
         raise RefusedVersionError(
             "model_replaced",
-            "the file has other bytes than what is served under this version, which goes on: "
+            "the file was replaced by one with other content; the version that was loaded before is still served: "
             "give the new file a new version",
         )
 
 
 def shorten(reason: str, directory: Path, key: VersionKey) -> str:
-    """Return a reason without the path of the version's file, for where the version is named anyway."""
+    """Return a reason without the path of the version's file, for messages that name the version already."""
     return reason.removeprefix(f"{locate(directory, *key)}: ")
 
 

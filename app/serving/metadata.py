@@ -1,4 +1,4 @@
-"""Entries of an ONNX file's metadata, which are texts, read as what they stand for."""
+"""Parse the metadata entries of an ONNX file, which are all texts."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from app.errors import StartupError
 
 NAME_LIMIT = 200
-"""Characters of a class or feature name; both become rows and metric labels."""
+"""Most characters of a class or feature name: names are stored in rows and become values of metric labels."""
 
 Metadata = Mapping[str, str]
 
@@ -23,7 +23,7 @@ METADATA_KEYS = frozenset(
         "training_f1",
     }
 )
-"""The entries that mean something here; docs/models.md says what."""
+"""The entries that the server reads; docs/models.md explains them."""
 
 
 def read_entry(metadata: Metadata, key: str) -> object:
@@ -39,21 +39,23 @@ def read_names(metadata: Metadata, key: str) -> tuple[int | str, ...]:
     """Return a JSON array of class or feature names, all integers or all texts."""
     names = read_entry(metadata, key)
     if not isinstance(names, list) or not all(is_name(name) for name in names):
-        raise StartupError(f'metadata "{key}" is not a JSON array of integers or of texts up to {NAME_LIMIT}')
+        raise StartupError(
+            f'metadata "{key}" is not a JSON array of integers or of printable texts up to {NAME_LIMIT} characters'
+        )
     if len({type(name) for name in names}) > 1:
         raise StartupError(f'metadata "{key}" mixes integers and texts')
     return tuple(names)
 
 
 def is_name(name: object) -> bool:
-    """Return whether a class or feature may be called so."""
+    """Return whether this can be the name of a class or feature."""
     if isinstance(name, str):
         return 0 < len(name) <= NAME_LIMIT and name.isprintable()
     return isinstance(name, int) and not isinstance(name, bool) and abs(name) < 2**63
 
 
 def read_number(metadata: Metadata, key: str) -> float | None:
-    """Return a finite number, None when there is no such entry."""
+    """Return the entry's finite number, None when there is no such entry."""
     if key not in metadata:
         return None
     try:
@@ -61,12 +63,12 @@ def read_number(metadata: Metadata, key: str) -> float | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise StartupError(f'metadata "{key}" is {metadata[key]!r}, which is no finite number')
+        raise StartupError(f'metadata "{key}" is {metadata[key]!r}, which is not a finite number')
     return value
 
 
 def read_choice(metadata: Metadata, key: str, choices: tuple[str, ...]) -> str:
-    """Return one of `choices`, the first when there is no such entry."""
+    """Return the entry, which must be one of `choices`; the first of them when there is no such entry."""
     value = metadata.get(key, choices[0])
     if value not in choices:
         raise StartupError(f'metadata "{key}" is {value!r}, allowed is {" or ".join(choices)}')

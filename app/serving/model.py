@@ -1,4 +1,4 @@
-"""One loaded model: rows or arrays in, probabilities and decisions out. The only module that knows onnxruntime."""
+"""One loaded model: scores rows or arrays. The only module that imports onnxruntime."""
 
 import hashlib
 import logging
@@ -24,18 +24,18 @@ from app.serving.signature import Signature, decision_rule, read_signature
 logger = logging.getLogger(__name__)
 
 WARM_UP_ROWS = (1, 64)
-"""Sizes of the warm-up runs; the time of a run is predicted by the line through their medians."""
+"""Sizes of the warm-up runs; the line through their median times predicts the time of a run."""
 
 NO_FOLDER = "/dev/null"
-"""Where weights outside the file are looked for: left to itself, onnxruntime reads them from the working directory."""
+"""Where onnxruntime looks for weights outside the file; by default it would read them from the working directory."""
 
 TOLERANCE = 0.01
-"""How far from a probability an answer may be that is taken for one: sums of float32 are less exact."""
+"""How far outside 0 to 1 a probability may lie, and its row's sum from 1: float32 arithmetic is not exact."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """The answer for n rows: probabilities (n, n_classes), predicted class indices (n,), scores (n,)."""
+    """The scores of n rows: probabilities (n, n_classes), predicted class indices (n,), scores (n,)."""
 
     probabilities: Float32
     predicted: NDArray[np.intp]
@@ -43,9 +43,9 @@ class Scores:
 
 
 class Model:
-    """A classifier in memory, warmed up. Runs block; onnxruntime releases the interpreter lock meanwhile.
+    """A classifier in memory, warmed up. Runs block; onnxruntime releases the interpreter lock during a run.
 
-    `example` is a row that it answers.
+    `example` is a row that the model can score.
     """
 
     def __init__(self, name: str, version: str, content: bytes) -> None:
@@ -67,15 +67,15 @@ class Model:
         self._seconds_per_run, self._seconds_per_row = self._warm_up()
 
     def predict_seconds(self, rows: int) -> float:
-        """Predict the time of one run from what the warm-up took."""
+        """Predict the seconds of one run from the warm-up's times."""
         return self._seconds_per_run + rows * self._seconds_per_row
 
     def score_rows(self, rows: Sequence[Sequence[Value]]) -> Scores:
-        """Score one batch of checked rows, values in the features' order. Blocks for one run."""
+        """Score one batch of checked rows, values in the model's order. Blocks for one run."""
         return self.score(*make_arrays(self.signature.inputs, rows))
 
     def score(self, *arrays: NDArray[Any]) -> Scores:
-        """Score one batch: an array per input of the signature, in its type and shape -> n rows. Blocks for one run."""
+        """Score one batch of n rows: an array per input, in the type and shape of the signature. Blocks for one run."""
         started = time.perf_counter()
         scores = self._score(arrays)
         self._run_seconds.observe(time.perf_counter() - started)
@@ -116,7 +116,7 @@ class Model:
         return np.take_along_axis(probabilities, predicted[:, None], axis=1)[:, 0]
 
     def _choose_example(self) -> Sequence[Value]:
-        """Return the first example that is answered with finite probabilities, else the first that is answered."""
+        """Return the first example whose probabilities are finite, else the first that can be scored."""
         answers, errors = [], []
         for example in self.signature.examples:
             try:
@@ -133,14 +133,14 @@ class Model:
         low, high, total = float(probabilities.min()), float(probabilities.max()), float(probabilities.sum())
         if low < -TOLERANCE or high > 1 + TOLERANCE:
             raise StartupError(
-                f"{self.signature.probability_output!r} has values from {low:g} to {high:g}, which are no "
+                f"{self.signature.probability_output!r} has values from {low:g} to {high:g}, which are not "
                 'probabilities: if they are logits, add metadata "output": logits'
             )
         if abs(total - 1) > TOLERANCE:
             logger.warning("model %s version %s: the probabilities of a row sum to %g", self.name, self.version, total)
 
     def _warm_up(self) -> tuple[float, float]:
-        """Measure; return seconds per run and seconds per row."""
+        """Run the example and measure; return seconds per run and seconds per row."""
         medians = [statistics.median(self._time_run([self.example] * rows) for _ in range(5)) for rows in WARM_UP_ROWS]
         per_row = max(0.0, (medians[1] - medians[0]) / (WARM_UP_ROWS[1] - WARM_UP_ROWS[0]))
         return medians[0], per_row
@@ -151,15 +151,15 @@ class Model:
         return time.perf_counter() - started
 
     def _try_run(self, rows: Sequence[Sequence[Value]]) -> Scores:
-        """Score example rows, and check the answer's shape."""
+        """Score example rows and check the shapes of the result; raise StartupError when that fails."""
         try:
             scores = self._score(make_arrays(self.signature.inputs, rows))
         except KeyError as error:
-            raise StartupError(f"the graph answers {error}, the classes are {list(self.signature.classes)}") from error
-        except Exception as error:  # onnxruntime's errors share no class below this one
+            raise StartupError(f"the graph returns {error}, the classes are {list(self.signature.classes)}") from error
+        except Exception as error:  # onnxruntime's errors have no narrower common class
             raise StartupError(
                 f"a run on {len(rows)} row(s) such as {list(rows[0])} failed: {_first_line(error)}; "
-                'if others would not, add one as metadata "example"'
+                'if the model accepts other rows, add one of them as metadata "example"'
             ) from error
         expected = (len(rows), len(self.signature.classes))
         if scores.probabilities.shape != expected:
@@ -180,7 +180,7 @@ def _open_session(content: bytes) -> Any:
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors share no class below this one
+    except Exception as error:  # onnxruntime's errors have no narrower common class
         is_split = "external" in str(error).lower() or NO_FOLDER in str(error)
         hint = "; its weights are in another file: save it as one" if is_split else ""
         raise StartupError(f"onnxruntime cannot load it: {_first_line(error)}{hint}") from error

@@ -1,4 +1,4 @@
-"""Probabilities in what a graph answers: a matrix, ZipMap, one column for two classes, or logits in their place."""
+"""Read probabilities from a graph's output: a matrix, a ZipMap, one column for two classes, or logits."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ Float32 = NDArray[np.float32]
 
 
 def read_probabilities(output: Any, signature: Signature) -> Float32:
-    """Return float32 (n, n_classes). One column is of the second class: the first has the rest."""
+    """Return float32 (n, n_classes). A single column has the probabilities of the second class."""
     if signature.probabilities_are_maps:
         output = [[row[name] for name in signature.classes] for row in output]
     answer = np.asarray(output)
-    if answer.ndim < 2 or answer.shape[1] == 1:  # a Squeeze may leave no dimension of one row
+    if answer.ndim < 2 or answer.shape[1] == 1:  # a Squeeze may have removed even the dimension of the rows
         column = answer.reshape(-1, 1)
         answer = np.hstack([np.zeros_like(column) if signature.are_logits else 1 - column, column])
     if signature.are_logits:
@@ -24,7 +24,7 @@ def read_probabilities(output: Any, signature: Signature) -> Float32:
 
 
 def compute_softmax(logits: NDArray[Any]) -> NDArray[Any]:
-    """Turn logits (n, n_classes) into probabilities whose rows sum to 1, however large they are; not finite: NaN."""
+    """Turn logits (n, n_classes) of any size into probabilities whose rows sum to 1; rows not finite are NaN."""
     with np.errstate(invalid="ignore"):
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(powers / powers.sum(axis=1, keepdims=True))

@@ -1,4 +1,4 @@
-"""Protocol buffers by hand: the fields of a message, and one more for it.
+"""Read the fields of a protocol buffer, and encode a field, without generated classes.
 
 The encoding: https://protobuf.dev/programming-guides/encoding
 """
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 
 def read_texts(message: memoryview, wanted: int) -> list[bytes]:
-    """Return the values of a field of bytes or text, as bytes."""
+    """Return the values of a bytes or text field, as bytes."""
     return [bytes(value) for value in read_messages(message, wanted)]
 
 
 def read_integers(message: memoryview, *wanted: int) -> list[int]:
-    """Return the values of fields of signed 64-bit integers, packed or not."""
+    """Return the values of signed 64-bit integer fields, packed or not."""
     integers: list[int] = []
     for number, value, _ in read_fields(message):
         if number in wanted:
@@ -21,14 +21,14 @@ def read_integers(message: memoryview, *wanted: int) -> list[int]:
 
 
 def read_messages(message: memoryview, wanted: int) -> Iterator[memoryview]:
-    """Yield the values of a field of messages, bytes or text."""
+    """Yield the values of a message, bytes or text field."""
     for number, value, _ in read_fields(message):
         if number == wanted and isinstance(value, memoryview):
             yield value
 
 
 def read_fields(message: memoryview) -> Iterator[tuple[int, int | memoryview, int]]:
-    """Yield (field number, integer or bytes, where the field ends) of one message, in order. Raises ValueError."""
+    """Yield (field number, integer or bytes, end of the field) for each field of a message. Raises ValueError."""
     at = 0
     while at < len(message):
         key, at = _read_varint(message, at)
@@ -52,7 +52,7 @@ def read_fields(message: memoryview) -> Iterator[tuple[int, int | memoryview, in
 
 
 def encode_field(number: int, value: bytes) -> bytes:
-    """Encode a field of bytes, text or a message."""
+    """Encode a bytes, text or message field."""
     return _encode_varint(number << 3 | 2) + _encode_varint(len(value)) + value
 
 
@@ -74,7 +74,7 @@ def _read_varint(message: memoryview, at: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
-    raise ValueError(f"no integer ends at byte {at}")
+    raise ValueError(f"an integer does not end by byte {at}")
 
 
 def _encode_varint(value: int) -> bytes:

@@ -1,4 +1,4 @@
-"""SQL of the versions that some server has loaded."""
+"""SQL of `model_version`: the versions that some server has loaded."""
 
 from collections.abc import Mapping, Sequence
 
@@ -25,9 +25,9 @@ async def register_version(
     positive_class: str | None,
     inputs: Sequence[Mapping[str, str]],
 ) -> bool:
-    """Record what a loaded version is; False when rows of this version with other classes are known already.
+    """Record a loaded version; return False when it is already recorded with other classes.
 
-    `inputs` are the features, in their order, each with `name` and `type`.
+    `inputs` are the features in the model's order, each with `name` and `type`.
     """
     row = await connection.fetchrow(
         REGISTER_VERSION,
@@ -45,7 +45,7 @@ KNOWN_VERSIONS = "SELECT name, version, classes, positive_class FROM model_versi
 
 
 async def fetch_versions(connection: Connection) -> list[tuple[str, str, tuple[str, ...], str | None]]:
-    """Fetch every version: its name and version, its classes as text and the positive one of them."""
+    """Fetch every version: its name, its version, its classes as text and its positive class."""
     return [
         (name, version, tuple(str(label) for label in msgspec.json.decode(classes)), positive_class)
         for name, version, classes, positive_class in await connection.fetch(KNOWN_VERSIONS)

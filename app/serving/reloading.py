@@ -1,4 +1,4 @@
-"""Keep the served versions as MODEL_DIR and operators' requests have them, while requests go on."""
+"""Change which versions are served, as MODEL_DIR and operators ask, while requests go on."""
 
 import asyncio
 import logging
@@ -30,10 +30,11 @@ logger = logging.getLogger(__name__)
 
 
 class Reloader:
-    """Changes which versions are served, one change at a time. Made by `start`.
+    """Changes which versions are served, one change at a time. Use `start` to make one.
 
-    `register` makes a version known to the database; False: it is known with other classes there; UnavailableError:
-    the database cannot be asked now, so that the version is served first and registered by a later look.
+    `register` records a version in the database. It returns False when the database has it with other classes, and
+    raises UnavailableError when the database cannot be reached: then the version is served first, and `look` registers
+    it later.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Reloader:
         self._is_default_asked = is_default_asked
         self._lock = asyncio.Lock()
         self.trouble: Reason | None = None
-        """What is wrong with MODEL_DIR as a whole: the next start would not know which model is the default."""
+        """What is wrong with MODEL_DIR as a whole: the next start could not choose the default model."""
 
     @classmethod
     async def start(
@@ -66,46 +67,49 @@ class Reloader:
         register: Callable[[Model], Awaitable[bool]],
         pins_file: Path,
     ) -> "Reloader":
-        """Serve what the start has loaded; raise StartupError when nothing of the default model is left."""
+        """Serve the loaded models; raise StartupError when no version of the default model can be served."""
         is_asked = loaded.is_default_asked
         reloader = cls(directory, repository, make_batcher, register, pins_file, is_default_asked=is_asked)
         await reloader._serve_loaded(loaded)
         return reloader
 
     async def look(self) -> None:
-        """Take up what has changed in MODEL_DIR, a file when two looks have found it the same, and register."""
+        """Read MODEL_DIR and follow its changes; a file must be the same at two looks. Register what waits for it."""
         try:
             async with self._lock:
                 await self._look()
         except Exception:
             metrics.MODEL_LOAD_FAILURES.inc()
-            logger.exception("MODEL_DIR could not be looked through")
+            logger.exception("MODEL_DIR could not be read")
 
     async def load(self, name: str, version: str | None) -> ServedModel:
-        """Serve this version, or the highest in MODEL_DIR, from its file as it is now; raise why it cannot be."""
+        """Serve a version, by default the highest in MODEL_DIR, from its file as it is now.
+
+        Raises UnknownModelError when there is no file, RefusedVersionError when it is not served.
+        """
         async with self._lock:
             found = await asyncio.to_thread(find_files, self._directory)
             versions = [known for model, known in found if model == name]
             asked = next(reversed(versions), "") if version is None else version
             if asked not in versions:
-                raise UnknownModelError("MODEL_DIR has no file for this model and version")
+                raise UnknownModelError("MODEL_DIR has no file of this model and version")
             record = self._repository.open_record(name, asked)
             record.is_unloaded = False
             return await self._take(record, found[name, asked])
 
     async def unload(self, name: str, version: str) -> None:
-        """Let a version take no more requests until it is loaded again; raise ConflictError for one that must stay."""
+        """Stop serving a version until it is loaded again; raise ConflictError when it must be served."""
         async with self._lock:
             served = self._repository.get(name, version)
             record = self._repository.open_record(name, version)
             if reason := self._find_tie(record, served):
-                raise ConflictError(f"this version stays: {reason}")
+                raise ConflictError(f"this version cannot be unloaded: {reason}")
             self._withdraw(record, served)
             record.trouble = None
             record.is_unloaded = True
 
     async def pin(self, name: str, version: str | None) -> None:
-        """Make a version the default of its model, also after a restart; None: the highest again."""
+        """Make a version the default of its model, also after a restart; None removes the pin."""
         async with self._lock:
             pins = self._repository.pins
             if version is not None or name not in pins:
@@ -116,12 +120,12 @@ class Reloader:
             try:
                 await asyncio.to_thread(write_pins, self._pins_file, pins)
             except OSError as error:
-                raise UnavailableError(f"the pin cannot be kept under DATA_DIR: {error.strerror}") from error
+                raise UnavailableError(f"the pin cannot be written under DATA_DIR: {error.strerror}") from error
             self._repository.pin(name, version)
             for record in self._repository.records():
                 if record.name == name and record.trouble is not None and record.trouble.code == "model_pin":
                     record.trouble = None
-            logger.info("model %s: pinned is %s", name, version)
+            logger.info("model %s: pinned version is %s", name, version)
 
     async def _serve_loaded(self, loaded: LoadedModels) -> None:
         for key, stamp in loaded.stamps.items():
@@ -135,7 +139,7 @@ class Reloader:
             try:
                 await self._admit(record, model)
             except RefusedVersionError as error:
-                logger.error("%s", error)  # noqa: TRY400  # the error says it all
+                logger.error("%s", error)  # noqa: TRY400  # a refusal, not a bug: no traceback
                 _note(record, error.code, str(error))
                 if model.name == loaded.default_model:
                     refusals.append(str(error))
@@ -143,7 +147,7 @@ class Reloader:
             raise StartupError(refusals[-1])
         for record in self._repository.records():
             if record.is_pinned and record.served is None and record.trouble is None:
-                _note(record, "model_pin", "the pinned version is not there, the highest is served instead")
+                _note(record, "model_pin", "the pinned version does not exist, the highest is the default instead")
 
     async def _look(self) -> None:
         found = await asyncio.to_thread(find_files, self._directory)
@@ -158,7 +162,7 @@ class Reloader:
                 try:
                     await self._take(record, stamp)
                 except RefusedVersionError as error:
-                    logger.error("model %s version %s: %s", *record.printable, error)  # noqa: TRY400  # it says it all
+                    logger.error("model %s version %s: %s", *record.printable, error)  # noqa: TRY400  # not a bug
         for record in records:
             if record.has_lost_file:
                 await self._remove(record, is_empty=not found)
@@ -169,7 +173,7 @@ class Reloader:
         self._repository.drop_blank_records()
 
     async def _take(self, record: VersionRecord, stamp: Stamp) -> ServedModel:
-        """Serve a file, or raise why not, which is not tried again before the file changes."""
+        """Serve a file, or raise RefusedVersionError; a refused file is not tried again until it changes."""
         record.file_tried = stamp
         served = record.served
         try:
@@ -186,7 +190,7 @@ class Reloader:
         return served
 
     async def _admit(self, record: VersionRecord, model: Model) -> ServedModel:
-        """Register a version, then let it take requests."""
+        """Register a version, then let it take requests; raise RefusedVersionError for other classes."""
         try:
             if not await self._register(model):
                 raise _refuse_classes(record)
@@ -199,7 +203,7 @@ class Reloader:
         return served
 
     async def _register_late(self, record: VersionRecord, served: ServedModel) -> None:
-        """Register a version that is served already; one that should not be is withdrawn, unless it is tied."""
+        """Register a version that is served already; on other classes withdraw it, unless it must be served."""
         known = await self._register(served.model)
         record.must_register = False
         if not known:
@@ -210,11 +214,11 @@ class Reloader:
                 self._withdraw(record, served)
 
     async def _remove(self, record: VersionRecord, *, is_empty: bool) -> None:
-        """Follow the removal of a file, found missing twice; when the version is tied, as soon as it no longer is."""
+        """Withdraw a version whose file is gone; while it must be served, only report the missing file."""
         try:
             if await asyncio.to_thread(read_stamp, locate(self._directory, *record.key)) is not None:
                 return
-        except OSError:  # it is out of reach, which is no removal
+        except OSError:  # the file cannot be checked, so it may still exist
             return
         served = record.served
         tie = None if served is None else "MODEL_DIR is empty" if is_empty else self._find_tie(record, served)
@@ -224,14 +228,15 @@ class Reloader:
             if served is not None:
                 self._withdraw(record, served)
         elif is_first_time:
-            logger.error("model %s version %s: the file is gone, the version goes on: %s", *record.printable, tie)
-            _note(record, "model_removed", f"the file is gone, the version goes on: {tie}")
+            message = "model %s version %s: the file is gone, the version is still served: %s"
+            logger.error(message, *record.printable, tie)
+            _note(record, "model_removed", f"the file is gone, the version is still served: {tie}")
 
     def _find_tie(self, record: VersionRecord, served: ServedModel) -> str | None:
-        """Return why a version must be served, None when it need not."""
+        """Return why a version must be served, None when it can be withdrawn."""
         if record.is_pinned:
             return "it is pinned"
-        return "it is the only one of the default model" if self._repository.is_last(served) else None
+        return "it is the only version of the default model" if self._repository.is_last(served) else None
 
     def _withdraw(self, record: VersionRecord, served: ServedModel) -> None:
         self._repository.withdraw(served)
@@ -239,13 +244,13 @@ class Reloader:
         logger.info("model %s version %s takes no more requests", *record.printable)
 
     def _watch_default(self, models: int) -> None:
-        """Note whether the next start would refuse to choose among the models that MODEL_DIR has now."""
+        """Note when the next start would be refused, because it could not choose the default model."""
         if self._is_default_asked or models <= 1:
             self.trouble = None
         elif self.trouble is None:
             self.trouble = Reason(
                 code="default_model_unset",
-                detail="MODEL_DIR has several models now and DEFAULT_MODEL is not set: the next start is refused",
+                detail="MODEL_DIR has several models now and DEFAULT_MODEL is not set: the next start will be refused",
             )
 
 

@@ -1,4 +1,4 @@
-"""What is known of every version, in one record each, and the lookup of those that take requests."""
+"""One record for each known version, and the lookup of the versions that take requests."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class UnknownModelError(NotFoundError):
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model that takes requests, and what they go through. Whoever holds it may finish with it at any time."""
+    """A model that takes requests, and its batcher. A request that has it can use it even after it was withdrawn."""
 
     model: Model
     batcher: Batcher[Any, Any]
@@ -25,26 +25,26 @@ class ServedModel:
 
 @dataclass(slots=True)
 class VersionRecord:
-    """All that is known of one version. The repository sets `served` and `is_pinned`, the reloader all else."""
+    """All that is known about one version. The repository sets `served` and `is_pinned`, the reloader the rest."""
 
     name: str
     version: str
     served: ServedModel | None = None
-    """None: it takes no requests."""
+    """None when the version takes no requests."""
     is_pinned: bool = False
-    """It is the default of its model while it is served, whatever else comes."""
+    """While it is served, it is the default of its model, even when a higher version comes."""
     is_unloaded: bool = False
-    """An operator has unloaded it: it stays so until it is loaded, or the server starts again."""
+    """An operator has unloaded it: it stays unloaded until it is loaded, or the server restarts."""
     must_register: bool = False
-    """It was served before the database could be asked about it."""
+    """It was served while the database could not be reached, and is not registered there yet."""
     trouble: Reason | None = None
     """What is wrong with it in MODEL_DIR."""
     file: Stamp | None = None
-    """Its file at the latest look into MODEL_DIR; None: there was none."""
+    """Its file when MODEL_DIR was last read; None when there was no file."""
     file_before: Stamp | None = None
-    """The same at the look before."""
+    """Its file when MODEL_DIR was read the time before."""
     file_tried: Stamp | None = None
-    """Its file when it was served or refused, which is not tried again before it changes; None: none was tried yet."""
+    """The file that was served or refused, which is not tried again until it changes; None before the first try."""
 
     @property
     def key(self) -> VersionKey:
@@ -53,29 +53,29 @@ class VersionRecord:
 
     @property
     def printable(self) -> tuple[str, str]:
-        """Name and version for answers and logs: directories may have any name, also one that is no valid text."""
+        """Name and version in ASCII, for answers and logs: the name of a directory may not be valid text."""
         return ascii(self.name)[1:-1], ascii(self.version)[1:-1]
 
     @property
     def is_missing(self) -> bool:
-        """Whether it could be served and is not: an operator has unloaded it, or something is wrong with it."""
+        """Whether it is not served because an operator has unloaded it, or because something is wrong with it."""
         return self.served is None and (self.is_unloaded or self.trouble is not None)
 
     def find_new_file(self) -> Stamp | None:
-        """Return the file that is to be tried: two looks have found it the same, and it may be loaded."""
+        """Return the file to try to serve: it was the same when MODEL_DIR was read twice, and is not tried yet."""
         is_settled = self.file == self.file_before and self.file != self.file_tried
         return self.file if is_settled and not self.is_unloaded else None
 
     @property
     def has_lost_file(self) -> bool:
-        """Whether two looks have found no file, and something is left of the one before."""
+        """Whether MODEL_DIR had no file when it was read twice, and the version was served or tried before."""
         is_left = self.file_tried is not None or self.served is not None
         return is_left and self.file is None and self.file_before is None
 
 
 @dataclass(frozen=True, slots=True)
 class _ModelVersions:
-    """The served versions of one model in ascending order, and the one for requests that name none."""
+    """The served versions of one model in ascending order, and the default for requests that name no version."""
 
     served: dict[str, ServedModel]
     default: ServedModel
@@ -84,9 +84,9 @@ class _ModelVersions:
 class ModelRepository:
     """The record of every version. Changed on the event loop only.
 
-    What requests read is one mapping, replaced by one assignment, so that reading needs no lock. The default version of
-    a model is the pinned one when it is served, else the highest. A version that is withdrawn leaves memory with the
-    last request that has taken it out before.
+    Requests read one mapping, which one assignment replaces, so that reading needs no lock. The default version of a
+    model is the pinned one when it is served, else the highest. A withdrawn version stays in memory until the last
+    request that uses it ends.
     """
 
     def __init__(self, default_model: str, pins: Mapping[str, str]) -> None:
@@ -97,7 +97,10 @@ class ModelRepository:
             self.open_record(name, version).is_pinned = True
 
     def get(self, name: str | None = None, version: str | None = None) -> ServedModel:
-        """Return the model asked for: by default the default model's default version."""
+        """Return the served version of these names; by default, the default version of the default model.
+
+        Raises UnknownModelError.
+        """
         versions = self._models.get(self.default_model if name is None else name)
         if versions is None:
             raise UnknownModelError(f"no such model; loaded are {', '.join(self._models)}")
@@ -107,22 +110,22 @@ class ModelRepository:
         return served
 
     def all(self) -> list[ServedModel]:
-        """Return all models that take requests, by name, each name's versions in ascending order."""
+        """Return all versions that take requests, by name, each name's versions in ascending order."""
         return [served for versions in self._models.values() for served in versions.served.values()]
 
     def find_default(self, name: str) -> ServedModel | None:
-        """Return the version for requests that name none, None when no version of this model is served."""
+        """Return the default version of a model, None when no version of it is served."""
         versions = self._models.get(name)
         return None if versions is None else versions.default
 
     def is_last(self, served: ServedModel) -> bool:
-        """Return whether without this version the default model would be gone."""
+        """Return whether this is the only served version of the default model."""
         name = served.model.name
         return name == self.default_model and len(self._models[name].served) == 1
 
     @property
     def pins(self) -> dict[str, str]:
-        """The pinned versions by model, whether they are served or not."""
+        """The pinned version of each model that has one, served or not."""
         return {record.name: record.version for record in self.records() if record.is_pinned}
 
     def records(self) -> list[VersionRecord]:
@@ -130,15 +133,15 @@ class ModelRepository:
         return sorted(self._records.values(), key=lambda record: (record.name, version_order(record.version)))
 
     def find_record(self, name: str, version: str) -> VersionRecord | None:
-        """Return the record of a version, None when nothing is known of it."""
+        """Return the record of a version, None when there is none."""
         return self._records.get((name, version))
 
     def open_record(self, name: str, version: str) -> VersionRecord:
-        """Return the record of a version, a new one when nothing was known of it."""
+        """Return the record of a version; make one when there is none."""
         return self._records.setdefault((name, version), VersionRecord(name, version))
 
     def drop_blank_records(self) -> None:
-        """Forget the versions of which nothing is known any more."""
+        """Remove the records that no longer say anything about their version."""
         self._records = {key: record for key, record in self._records.items() if record != VersionRecord(*key)}
 
     def publish(self, served: ServedModel) -> None:
@@ -156,14 +159,14 @@ class ModelRepository:
         metrics.MODEL_INFO.remove(model.name, model.version, model.sha256)
 
     def pin(self, name: str, version: str | None) -> None:
-        """Make a version the default of its model whatever comes; None: the highest."""
+        """Make a version the default of its model; None: the highest is the default again."""
         for record in self._records.values():
             if record.name == name:
                 record.is_pinned = record.version == version
         self._arrange(name)
 
     def _arrange(self, name: str) -> None:
-        """Have requests for a model find what its records say."""
+        """Replace the mapping that requests read by one with the model's records as they are now."""
         models = {other: versions for other, versions in self._models.items() if other != name}
         known = [record for record in self.records() if record.name == name]
         served = {record.version: record.served for record in known if record.served is not None}

@@ -1,4 +1,4 @@
-"""What a model takes and gives, read from its graph and its metadata; what is not understood is refused."""
+"""What a model takes and returns, read from its graph and its metadata; a model that is not understood is refused."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ ClassName = int | str
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """How to feed a classifier and read its answer. `classes` are in the order of the probability columns."""
+    """A classifier's inputs and outputs. `classes` are in the order of the probability columns."""
 
     features: tuple[Feature, ...]
     inputs: tuple[ModelInput, ...]
@@ -29,11 +29,11 @@ class Signature:
     decision_threshold: float | None
     training_f1: float | None
     class_texts: tuple[str, ...] = field(init=False)
-    """The classes as they stand in JSON keys, metric labels and the log."""
+    """The classes as text, for JSON keys, metric labels and the log."""
     feature_names: tuple[str, ...] = field(init=False)
     feature_set: frozenset[str] = field(init=False)
     number_limit: float | None = field(init=False)
-    """The largest value of every feature when all are numbers of one type, so that rows can be checked as a whole."""
+    """The largest value when every feature is a number of the same type, to check rows as a whole; else None."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_texts", tuple(str(name) for name in self.classes))
@@ -50,18 +50,18 @@ class Signature:
 
     @property
     def missing_allowed(self) -> bool:
-        """Whether numbers may be missing."""
+        """Whether some feature may be missing."""
         return any(feature.missing_allowed for feature in self.features)
 
     def describe_features(self) -> list[dict[str, str]]:
-        """Return each feature's name and type, in their order."""
+        """Return the name and type of each feature, in the model's order."""
         return [{"name": feature.name, "type": feature.kind} for feature in self.features]
 
 
 def read_signature(
     inputs: Sequence[Tensor], outputs: Sequence[Tensor], metadata: Metadata, graph: GraphFacts
 ) -> Signature:
-    """Understand a model, or raise StartupError with what was found and what would help."""
+    """Read a model's signature; raise StartupError with what was found and what to do when it is not supported."""
     missing_allowed = read_choice(metadata, "missing_values", ("refused", "allowed")) == "allowed"
     read = read_inputs(inputs, metadata, missing_allowed=missing_allowed)
     features = tuple(feature for _, of_input in read for feature in of_input)
@@ -91,13 +91,13 @@ MATRIX_TYPES = ("tensor(float)", "tensor(double)")
 
 
 def _find_outputs(outputs: Sequence[Tensor]) -> tuple[Tensor | None, Tensor]:
-    """Return the label, if there is one, and the probabilities."""
+    """Return the label output, if there is one, and the output with the probabilities."""
     labels = [output for output in outputs if output.type in LABEL_TYPES]
     answers = [output for output in outputs if output.type in MAP_TYPES or _is_matrix(output)]
     if len(labels) > 1 or len(answers) != 1 or len(outputs) > len(labels) + 1:
         raise StartupError(
             f"outputs are {show(outputs)}, supported is a label (int64 or string) with probabilities, or "
-            "probabilities alone: one tensor of floats of shape [N, classes], [N, 1] or [N], or ZipMap; "
+            "probabilities only, as one tensor of floats of shape [N, classes], [N, 1] or [N], or as ZipMap: "
             "export a classifier with these outputs only"
         )
     return (labels[0] if labels else None), answers[0]
@@ -108,7 +108,7 @@ def _is_matrix(output: Tensor) -> bool:
 
 
 def _count_columns(answer: Tensor) -> int | None:
-    """Return how many columns of probabilities there are, None when the graph does not tell."""
+    """Return the number of probability columns, None when the graph does not say it."""
     if answer.type in MAP_TYPES:
         return None
     width = answer.shape[1] if len(answer.shape) == 2 else 1
@@ -121,8 +121,8 @@ def _read_classes(
     columns, maker = _count_columns(answer), graph.makers.get(answer.name)
     if columns is not None and columns > 1 and maker == "Sigmoid" and not are_logits:
         raise StartupError(
-            f"a Sigmoid makes the {columns} columns of {answer.name!r}: each has a probability of its own, which is no "
-            'classifier; if they exclude each other, leave the Sigmoid out and add metadata "output": logits'
+            f"a Sigmoid makes the {columns} columns of {answer.name!r}: a row can have several classes, which is not "
+            'supported; if the classes exclude each other, export without the Sigmoid and add metadata "output": logits'
         )
     classes: tuple[ClassName, ...]
     if "classes" in metadata:
@@ -132,22 +132,24 @@ def _read_classes(
     elif graph.classes is not None:
         classes = graph.classes
         if not all(is_name(name) for name in classes):
-            raise StartupError(f'a class in the graph is no printable text up to {NAME_LIMIT}, add metadata "classes"')
+            raise StartupError(
+                f'a class in the graph is not printable text up to {NAME_LIMIT} characters: add metadata "classes"'
+            )
     elif label_output is None and columns is not None:
         classes = _count_classes(answer, columns, maker, are_logits=are_logits)
     else:
-        raise StartupError('the classes are not in the graph, add metadata "classes": a JSON array such as [0, 1]')
+        raise StartupError('the classes are not in the graph: add metadata "classes", a JSON array such as [0, 1]')
     _check_classes(classes, columns, label_output)
     return classes
 
 
 def _count_classes(answer: Tensor, columns: int, maker: str | None, *, are_logits: bool) -> tuple[int, ...]:
-    """Return numbers for classes that nothing names, if the columns are certainly those of a classifier."""
+    """Return numbers from 0 for classes without names; raise StartupError when it may not be a classifier."""
     if not are_logits and maker != ("Sigmoid" if columns == 1 else "Softmax"):
         raise StartupError(
-            f"{answer.name!r} has {columns} column(s) made by {maker}, and nothing says that they are probabilities: a "
-            'regressor or an embedding cannot be served; for a classifier add metadata "classes", and "output": logits '
-            "if it gives logits"
+            f"{answer.name!r} has {columns} column(s) made by {maker}, which may not be probabilities: regressors and "
+            'embeddings cannot be served; if it is a classifier, add metadata "classes", and "output": logits if it '
+            "returns logits"
         )
     return tuple(range(max(columns, 2)))
 
@@ -156,7 +158,7 @@ def _check_classes(classes: tuple[ClassName, ...], columns: int | None, label_ou
     if len(classes) < 2 or len(set(map(str, classes))) < len(classes):
         raise StartupError(f"classes are {list(classes)}, supported are two or more different ones")
     if columns is not None and columns != len(classes) and (columns, len(classes)) != (1, 2):
-        raise StartupError(f"{len(classes)} classes are named for {columns} columns of probabilities")
+        raise StartupError(f"there are {len(classes)} classes, but {columns} columns of probabilities")
     graph_type = label_output.type if label_output else ""
     label_type = LABEL_TYPES.get(graph_type)
     if label_type is not None and not all(isinstance(name, label_type) for name in classes):
@@ -166,7 +168,7 @@ def _check_classes(classes: tuple[ClassName, ...], columns: int | None, label_ou
 def _read_positive_index(metadata: Metadata, classes: tuple[ClassName, ...]) -> int | None:
     if len(classes) != 2:
         if "positive_class" in metadata:
-            raise StartupError(f'metadata "positive_class" is for two classes, these are {len(classes)}')
+            raise StartupError(f'metadata "positive_class" needs two classes, this model has {len(classes)}')
         return None
     if "positive_class" not in metadata:
         return 1
@@ -179,16 +181,16 @@ def _read_positive_index(metadata: Metadata, classes: tuple[ClassName, ...]) -> 
 def _read_threshold(metadata: Metadata, positive_index: int | None) -> float | None:
     threshold = read_number(metadata, "decision_threshold")
     if threshold is not None and (positive_index is None or not 0 <= threshold <= 1):
-        raise StartupError(f'metadata "decision_threshold" is {threshold}, allowed is 0 to 1, for two classes')
+        raise StartupError(f'metadata "decision_threshold" is {threshold}, allowed is 0 to 1, and only for two classes')
     return threshold
 
 
 DecisionRule = Literal["threshold", "label", "argmax"]
-"""What decides the predicted class: the metadata's threshold, else the graph's label, else the largest probability."""
+"""How the class is predicted: by the metadata's threshold, else the graph's label, else the largest probability."""
 
 
 def decision_rule(signature: Signature) -> DecisionRule:
-    """Return which of the three rules holds for this model."""
+    """Return the rule by which this model's class is predicted."""
     if signature.decision_threshold is not None:
         return "threshold"
     return "argmax" if signature.label_output is None else "label"
