@@ -80,7 +80,7 @@ class Batcher(Generic[J, R]):
         self._delivery: asyncio.Task[None] | None = None
 
     def submit(self, job: J) -> None:
-        """Add `job` to the jobs that wait; `job.answer` is set later."""
+        """Add `job` to the jobs that wait; it is answered later. Full: OverloadedError."""
         rows = self._waiting_rows + job.rows
         if self._waiting and (
             rows > MAX_WAITING_ROWS or self._pace.correct(self._predict_seconds(rows)) > MAX_WAITING_SECONDS
