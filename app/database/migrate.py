@@ -1,4 +1,4 @@
-"""Bring the schema to head when the server starts, in a child process that takes Alembic with it when it ends."""
+"""Bring the schema to head when the server starts, in a child process, so that the server does not load Alembic."""
 
 import asyncio
 import logging
@@ -17,18 +17,18 @@ from app.settings import BUNDLED_DIR
 logger = logging.getLogger(__name__)
 
 MIGRATION_TIMEOUT_SECONDS = 600.0
-"""For the child process; a migration of a large log may take minutes, waiting for another replica's up to 60 s."""
+"""Limit for the child process: migrating a large log may take minutes, waiting for another replica up to 60 s."""
 
 SchemaState = Literal["current", "behind", "ahead"]
 
 
 def find_head_revision(migrations: Path = BUNDLED_DIR / "migrations") -> str:
-    """Return the newest revision that this release knows: revisions are numbered, and files named after them."""
+    """Return the newest revision of this release, the highest number in the names of the migrations' files."""
     return max(path.name.partition("_")[0] for path in (migrations / "versions").glob("[0-9]*_*.py"))
 
 
 async def read_schema_state(connection: Connection) -> SchemaState:
-    """Compare the database's revision with this release's; a newer one fits the code that is still running."""
+    """Compare the database's revision with this release's. A newer schema still works with this release (`ahead`)."""
     revision = await read_schema_revision(connection) or ""
     head = find_head_revision()
     if revision == head:
@@ -37,7 +37,7 @@ async def read_schema_state(connection: Connection) -> SchemaState:
 
 
 async def prepare_schema(url: str, *, migrate: bool) -> SchemaState:
-    """Bring the schema to head if it is behind, or only report it when `migrate` is false; return its state."""
+    """Bring the schema to head if it is behind and `migrate` is true, else only log it; return the schema's state."""
     connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_SECONDS)
     try:
         state = await read_schema_state(connection)
@@ -46,7 +46,7 @@ async def prepare_schema(url: str, *, migrate: bool) -> SchemaState:
     if state == "ahead":
         logger.warning("the database schema is newer than this release (%s)", find_head_revision())
     elif state == "behind" and not migrate:
-        logger.warning("the database schema is behind, run `alembic upgrade head`; not ready until then")
+        logger.warning("the database schema is behind: run `alembic upgrade head`; the server is not ready until then")
     elif state == "behind":
         await upgrade_schema(url)
         return "current"
@@ -54,7 +54,7 @@ async def prepare_schema(url: str, *, migrate: bool) -> SchemaState:
 
 
 async def upgrade_schema(url: str) -> None:
-    """Run `alembic upgrade head`; raise StartupError with its last line when it fails."""
+    """Run `alembic upgrade head`; raise StartupError with the last line of its output when it fails."""
     environment = {**os.environ, "DATABASE_URL": url}
     environment.pop("DATABASE_URL_FILE", None)
     process = await asyncio.create_subprocess_exec(

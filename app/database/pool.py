@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: which server, how many, and what to say when there is none."""
+"""Connections to PostgreSQL: which server, how many, and the error when there is no connection."""
 
 import asyncio
 import logging
@@ -17,22 +17,22 @@ from app.errors import StartupError, UnavailableError
 logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_SECONDS = 5.0
-"""For one attempt to connect; PostgreSQL on the same network answers in milliseconds."""
+"""Limit for one attempt to connect; PostgreSQL on the same network answers in milliseconds."""
 
 START_TIMEOUT_SECONDS = 60.0
-"""For a PostgreSQL that is replaying its log after a crash."""
+"""Limit for a PostgreSQL that replays its write-ahead log after a crash."""
 
 CLOSE_TIMEOUT_SECONDS = 10.0
-"""For connections in use to come back; whoever used them has been stopped before the pool."""
+"""Limit for connections in use to be returned; the tasks that used them were stopped before the pool closes."""
 
 COMMAND_TIMEOUT_SECONDS = 30.0
-"""For one statement that states no shorter one; the longest of ours is the quality job's scan."""
+"""Limit for a statement without its own; the longest statement is the quality job's scan."""
 
 OLDEST_VERSION = 15
-"""Oldest major version that the tests run on."""
+"""Oldest major version that is supported and tested."""
 
 ConnectionFailure = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError, OverflowError)
-"""What asyncpg raises when it cannot connect: the network, the server's refusal, a DSN that it cannot read."""
+"""What asyncpg raises when it cannot connect: a network error, a refusal by the server, or an invalid DSN."""
 
 
 @asynccontextmanager
@@ -47,7 +47,7 @@ async def open_database_url(url: str | None, data_dir: Path) -> AsyncIterator[st
 
 @asynccontextmanager
 async def open_pool(url: str, max_size: int) -> AsyncIterator[asyncpg.Pool]:
-    """Open a pool that connects on demand, so that it survives a database that is away; closing is bounded."""
+    """Open a pool that connects when needed, so that it works again after an outage; closing it has a time limit."""
     try:
         pool = await asyncpg.create_pool(
             url,
@@ -55,7 +55,7 @@ async def open_pool(url: str, max_size: int) -> AsyncIterator[asyncpg.Pool]:
             max_size=max_size,
             timeout=CONNECT_TIMEOUT_SECONDS,
             command_timeout=COMMAND_TIMEOUT_SECONDS,
-            statement_cache_size=0,  # named statements break behind a pooler in transaction mode; ours are few and long
+            statement_cache_size=0,  # named statements fail behind a pooler in transaction mode
             server_settings={"application_name": "scorekeeper"},
         )
     except ConnectionFailure as error:
@@ -71,26 +71,26 @@ async def open_pool(url: str, max_size: int) -> AsyncIterator[asyncpg.Pool]:
 
 
 class DatabaseUnreachableError(StartupError):
-    """Nobody answers where PostgreSQL should be; it may come later."""
+    """No server answers at the address of PostgreSQL; it may come later."""
 
 
 class DatabaseUnavailableError(UnavailableError):
-    """PostgreSQL did not do what was asked; why is in the server's log, not in the answer."""
+    """PostgreSQL could not serve a request; the reason is in the server's log, not in the answer."""
 
 
 @asynccontextmanager
 async def borrow_connection(pool: asyncpg.Pool) -> AsyncIterator[Connection]:
-    """Take a connection for a request; whatever goes wrong with PostgreSQL meanwhile is DatabaseUnavailableError."""
+    """Take a connection for a request; turn every error of PostgreSQL meanwhile into DatabaseUnavailableError."""
     try:
         async with pool.acquire(timeout=CONNECT_TIMEOUT_SECONDS) as connection:
             yield connection
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        logger.warning("PostgreSQL did not serve a request: %s: %s", type(error).__name__, error)
-        raise DatabaseUnavailableError("PostgreSQL cannot be asked now") from error
+        logger.warning("PostgreSQL could not serve a request: %s: %s", type(error).__name__, error)
+        raise DatabaseUnavailableError("PostgreSQL is not available now") from error
 
 
 async def check_server(url: str) -> None:
-    """Connect once; raise StartupError with one line when that fails or the server is too old."""
+    """Connect once; raise StartupError, with a message of one line, when that fails or the server is too old."""
     try:
         connection = await _connect_when_started(url)
     except (OSError, asyncpg.ConnectionDoesNotExistError, asyncpg.CannotConnectNowError) as error:
@@ -107,7 +107,7 @@ async def check_server(url: str) -> None:
 
 
 async def _connect_when_started(url: str) -> asyncpg.Connection:
-    """Connect; a server that says that it is still starting is asked again for START_TIMEOUT_SECONDS."""
+    """Connect; while the server says that it is starting, try again for START_TIMEOUT_SECONDS."""
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while True:
         try:
@@ -119,7 +119,7 @@ async def _connect_when_started(url: str) -> asyncpg.Connection:
 
 
 def describe_connection_error(url: str, error: BaseException) -> str:
-    """Say in one line, without the password, why there is no connection."""
+    """Return one line, without the password, that says why there is no connection."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     if isinstance(error, TimeoutError) and not str(error):
         reason = f"no answer within {CONNECT_TIMEOUT_SECONDS:g} s"
@@ -127,9 +127,9 @@ def describe_connection_error(url: str, error: BaseException) -> str:
 
 
 def _describe_server(url: str) -> str:
-    """Host, port and database of a DSN; never its user or password."""
+    """Return the hosts, ports and database of a DSN, never its user or password."""
     parts = urlsplit(url)
     if "@" in url and "@" not in parts.netloc:
-        return "the given server"  # a password with a bare "/" or "#" in it, which would show
+        return "the given server"  # the password has a "/" or "#" that is not escaped: parts of it would be shown
     hosts = parts.netloc.rpartition("@")[2]
     return f"{hosts or 'the local socket'}{parts.path}"
