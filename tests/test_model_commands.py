@@ -60,7 +60,7 @@ def test_inspect_shows_what_the_server_sees(tmp_path: Path, console: Console, ou
         "predicted class": "score >= 0.25",
         "missing values": "allowed",
         "rows in one run": "any number",
-        "inputs with a value of their own": "weight",
+        "inputs with a default value": "weight",
         "metadata": "classes, decision_threshold, missing_values",
         "other metadata": "by",
         "pair_0": "number, pair (FP32)",

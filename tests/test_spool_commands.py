@@ -105,7 +105,7 @@ async def test_verify_calls_an_unfinished_end_no_damage(directory: Path, console
     path.write_bytes(path.read_bytes() + encode([make_record()])[:-1])
 
     assert verify_spool(directory, console) == 0
-    assert "are an unfinished end, which nobody was promised" in output.getvalue()
+    assert "are an unfinished write; its rows were never promised" in output.getvalue()
 
 
 async def test_verify_calls_a_promised_end_that_is_gone_damage(
@@ -188,12 +188,12 @@ async def test_drain_keeps_a_row_that_postgresql_refuses(
     assert status == 1
     assert await count_rows(connection, "prediction_log") == 2
     assert [path.name for path in directory.glob("dead/*")] == [f"{poison.prediction_id}.json"]
-    assert "1 files stay in" in output.getvalue()
+    assert "1 files are left in" in output.getvalue()
 
 
 async def test_drain_while_a_server_uses_the_spool_says_so(directory: Path, database_url: str) -> None:
     async with use_spool(directory):
-        with pytest.raises(SpoolCommandError, match=r"a server uses .*spool and ships it: stop it before you drain"):
+        with pytest.raises(SpoolCommandError, match=r"a server uses .*spool and ships it: stop the server before"):
             await drain_spool(directory, database_url)
 
 
@@ -214,14 +214,14 @@ async def test_drain_without_a_database_ends_in_one_line(directory: Path) -> Non
     status, output = await run_spool("drain", directory.parent, DATABASE_URL="")
 
     assert status == 1
-    assert output == "error: DATABASE_URL is not set: where should the spool be drained to?\n"
+    assert output == "error: DATABASE_URL is not set: set it to the database for the rows\n"
 
 
 async def test_status_of_no_spool_ends_in_one_line(tmp_path: Path) -> None:
     status, output = await run_spool("status", tmp_path)
 
     assert status == 1
-    assert output == f"error: {tmp_path}/spool is no spool\n"
+    assert output == f"error: {tmp_path}/spool is not a spool\n"
 
 
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()

@@ -1,4 +1,4 @@
-"""Values that several commands take as arguments."""
+"""Types of arguments that several commands use."""
 
 import argparse
 import math
@@ -10,7 +10,7 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # n
 
 
 def at_least(low: float, number: type[int] | type[float], at_most: float = math.inf) -> Callable[[str], float]:
-    """Return a type of argument: a finite number from `low` to `at_most`."""
+    """Return a parser of arguments that allows finite numbers from `low` to `at_most`."""
 
     def parse(text: str) -> float:
         value = number(text)
@@ -18,7 +18,7 @@ def at_least(low: float, number: type[int] | type[float], at_most: float = math.
             raise ValueError(text)
         return value
 
-    # argparse shows the name of a type in its errors.
+    # argparse shows this name in its errors.
     parse.__name__ = f"{number.__name__} (at least {low})" if at_most == math.inf else f"number ({low} to {at_most})"
     return parse
 
@@ -28,7 +28,7 @@ def instant(text: str) -> datetime:
     try:
         parsed = datetime.fromisoformat(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 2026-01-31T00:00:00Z") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 2026-01-31T00:00:00Z") from None
     if parsed.tzinfo is None:
-        raise argparse.ArgumentTypeError(f"{text!r} has no offset from UTC, such as Z or +01:00")
+        raise argparse.ArgumentTypeError(f"{text!r} has no offset from UTC: add Z, or one such as +01:00")
     return parsed

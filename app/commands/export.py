@@ -18,15 +18,15 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "export",
         help="write the labelled rows of a period to a file",
-        description="Write labelled predictions, those that GET /quality counts, from DATABASE_URL to a file.",
+        description="Write labelled predictions, those that GET /quality counts, from the database to a file.",
     )
-    parser.add_argument("--since", type=instant, required=True, help="such as 2026-01-31T00:00:00Z")
-    parser.add_argument("--until", type=instant, default=LATEST, help="default: the newest row")
-    parser.add_argument("--model", help="default: all")
-    parser.add_argument("--version", help="default: all")
-    parser.add_argument("--all", action="store_true", help="rows without a label too")
+    parser.add_argument("--since", type=instant, required=True, help="start of the period, e.g. 2026-01-31T00:00:00Z")
+    parser.add_argument("--until", type=instant, default=LATEST, help="end of the period (default: the newest row)")
+    parser.add_argument("--model", help="only this model (default: all)")
+    parser.add_argument("--version", help="only this version (default: all)")
+    parser.add_argument("--all", action="store_true", help="also write rows without a label")
     parser.add_argument("--format", choices=get_args(ExportFormat), help="default: parquet for *.parquet, else csv")
-    parser.add_argument("--output", type=Path, required=True, help="the file to write, or replace when complete")
+    parser.add_argument("--output", type=Path, required=True, help="the file; an old one is replaced at the end")
     return parser
 
 

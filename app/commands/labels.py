@@ -17,26 +17,33 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     action = parser.add_subparsers(required=True, metavar="ACTION").add_parser(
         "import",
         help="send a CSV, NDJSON or Parquet file",
-        description="Send the labels of a file to a running server; the same command goes on where it stopped.",
+        description=(
+            "Send the labels of a file to a running server. After an interruption, run the same command again: it "
+            "continues where it stopped."
+        ),
     )
-    action.add_argument("file", type=Path, help="CSV, NDJSON (both also as .gz) or Parquet")
+    action.add_argument("file", type=Path, help="CSV, NDJSON (also compressed, .gz) or Parquet")
     action.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
-    action.add_argument("--format", choices=get_args(LabelFormat), help="default: by the name")
-    action.add_argument("--id-column", help="default: prediction_id, and external_id for rows without")
-    action.add_argument("--external-id-column", help="the client's own key")
+    action.add_argument("--format", choices=get_args(LabelFormat), help="default: from the file's name")
+    action.add_argument("--id-column", help="default: prediction_id, or external_id in rows that have only that")
+    action.add_argument("--external-id-column", help="the column with the client's own key")
     action.add_argument("--label-column", default="label", help="default: %(default)s")
-    action.add_argument("--observed-at-column", help="times with an offset (default: observed_at if there is one)")
+    action.add_argument("--observed-at-column", help="times with an offset (default: observed_at if it exists)")
     action.add_argument(
         "--empty-label",
         choices=get_args(EmptyLabel),
-        help="what an empty label means (default: refuse; in NDJSON null withdraws, as in POST /labels)",
+        help="what an empty label means (default: refuse; in NDJSON, null withdraws the label, as in POST /labels)",
     )
     action.add_argument(
-        "--batch", type=at_least(1, int), default=5000, help="rows sent together (default: %(default)s)"
+        "--batch", type=at_least(1, int), default=5000, help="rows in one request (default: %(default)s)"
     )
-    action.add_argument("--skip-invalid", type=Path, metavar="FILE", help="write malformed rows there, send the others")
-    action.add_argument("--state", type=Path, help="how far it has come (default: FILE.import)")
-    action.add_argument("--restart", action="store_true", help="begin at the first row again, observed as before")
+    action.add_argument(
+        "--skip-invalid", type=Path, metavar="FILE", help="write malformed rows to this file, send the others"
+    )
+    action.add_argument("--state", type=Path, help="the file that keeps the progress (default: FILE.import)")
+    action.add_argument(
+        "--restart", action="store_true", help="begin at the first row again, with the same times of observation"
+    )
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`scorekeeper model`: see what the server sees in a file, and add what it needs to know."""
+"""`scorekeeper model`: show how the server reads a model file, or add metadata to it."""
 
 import argparse
 import json
@@ -24,28 +24,32 @@ from app.serving.signature import decision_rule
 
 def add_parser(commands: Commands) -> argparse.ArgumentParser:
     """Add the command to the command line."""
-    parser = commands.add_parser("model", help="look at a model file, or add what the server needs to know")
+    parser = commands.add_parser("model", help="show how the server reads a model file, or add metadata to it")
     actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
-    inspect = actions.add_parser("inspect", help="show what the server sees in it, with a request to try")
+    inspect = actions.add_parser("inspect", help="show how the server reads the file, with a request to try")
     inspect.add_argument("file", type=Path, metavar="FILE", help="an ONNX file")
-    pack = actions.add_parser("pack", help="write it with more metadata, if the server can load the result")
+    pack = actions.add_parser("pack", help="add metadata and write the file, if the server can load the result")
     pack.add_argument("file", type=Path, metavar="FILE", help="an ONNX file")
     pack.add_argument("--output", type=Path, required=True, metavar="FILE", help="the file to write; may be the same")
     pack.add_argument("--feature-names", metavar="A,B,...", help="in the order of the inputs; or a JSON array")
     pack.add_argument("--classes", metavar="A,B,...", help="in the order of the probabilities; or a JSON array")
-    pack.add_argument("--positive-class", metavar="CLASS", help="of two, the one whose probability is the score")
     pack.add_argument(
-        "--decision-threshold", type=at_least(0, float, at_most=1), help="the score from which it is predicted"
+        "--positive-class", metavar="CLASS", help="with two classes, the one whose probability is the score"
     )
-    pack.add_argument("--missing-values", choices=["allowed", "refused"], help="whether null is NaN, or refused")
-    pack.add_argument("--output-kind", choices=["probabilities", "logits"], help="what the graph answers")
-    pack.add_argument("--example", metavar="JSON", help="a row that the model takes, as array or object")
+    pack.add_argument(
+        "--decision-threshold",
+        type=at_least(0, float, at_most=1),
+        help="predict the positive class from this score on",
+    )
+    pack.add_argument("--missing-values", choices=["allowed", "refused"], help="allowed: null becomes NaN")
+    pack.add_argument("--output-kind", choices=["probabilities", "logits"], help="what the graph returns")
+    pack.add_argument("--example", metavar="JSON", help="a row that the model accepts, as array or object")
     pack.add_argument("--training-f1", type=at_least(0, float, at_most=1), help="F1 on held-out rows")
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
-    """Inspect or pack."""
+    """Inspect or pack the file."""
     if options.action == "inspect":
         return inspect_model(options.file)
     values = {field.name: getattr(options, field.name) for field in fields(Packing)}
@@ -54,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """What is to be added to a file's metadata, each as on the command line; None adds nothing."""
+    """Metadata to add to a file, as written on the command line; None adds nothing."""
 
     feature_names: str | None = None
     classes: str | None = None
@@ -66,7 +70,7 @@ class Packing:
     training_f1: float | None = None
 
     def spell(self) -> dict[str, str]:
-        """Return the entries as they stand in the file."""
+        """Return the metadata entries as they are written to the file."""
         entries = {
             "feature_names": _spell_list(self.feature_names, numbers=False),
             "classes": _spell_list(self.classes, numbers=True),
@@ -81,7 +85,7 @@ class Packing:
 
 
 def _spell_list(text: str | None, *, numbers: bool) -> str | None:
-    """Turn `a,b` into a JSON array, of integers where `numbers` allows it and all are; JSON stays as it is."""
+    """Turn `a,b` into a JSON array, of integers if `numbers` is true and all are integers; leave JSON unchanged."""
     if text is None or text.lstrip().startswith("["):
         return text
     names: list[str] = text.split(",")
@@ -92,7 +96,7 @@ def _spell_list(text: str | None, *, numbers: bool) -> str | None:
 
 
 def pack_model(file: Path, output: Path, packing: Packing, console: Console | None = None) -> int:
-    """Write the file with more metadata, once it has been loaded from these bytes; return 0."""
+    """Add metadata, load the model from the result as the server does, then write it; return 0. Raises StartupError."""
     try:
         content = set_metadata(read_model_file(file), packing.spell())
     except ValueError as error:
@@ -101,7 +105,7 @@ def pack_model(file: Path, output: Path, packing: Packing, console: Console | No
         raise StartupError(f"{file}: {error}") from error
     model = _load(file, output, content)
     try:
-        write_file(output, content, mode=0o644)  # a server under another user reads it
+        write_file(output, content, mode=0o644)  # the server may run as another user
     except OSError as error:
         raise StartupError(f"{output}: cannot be written: {error.strerror}") from error
     _show(output, model, content, console or Console())
@@ -109,7 +113,7 @@ def pack_model(file: Path, output: Path, packing: Packing, console: Console | No
 
 
 def inspect_model(file: Path, console: Console | None = None) -> int:
-    """Print what the server sees in a file; return 0, or raise StartupError with the line that refuses it."""
+    """Print how the server reads a file; return 0, or raise StartupError with the reason for which it is refused."""
     try:
         content = read_model_file(file)
     except StartupError as error:
@@ -119,7 +123,7 @@ def inspect_model(file: Path, console: Console | None = None) -> int:
 
 
 def _load(file: Path, place: Path, content: bytes) -> Model:
-    """Load the bytes under the name and version that the place in a repository gives them."""
+    """Load the bytes with the name and version of `place`, a path in a repository."""
     try:
         return Model(place.absolute().parent.parent.name, place.absolute().parent.name, content)
     except StartupError as error:
@@ -140,7 +144,7 @@ def _show(file: Path, model: Model, content: bytes, console: Console) -> None:
         "predicted class": f"score >= {signature.decision_threshold}" if rule == "threshold" else RULES[rule],
         "missing values": "allowed" if signature.missing_allowed else "refused",
         "rows in one run": "one" if signature.takes_one_row else "any number",
-        "inputs with a value of their own": ", ".join(list_optional_inputs(content)) or "none",
+        "inputs with a default value": ", ".join(list_optional_inputs(content)) or "none",
         "metadata": ", ".join(sorted(set(model.metadata) & METADATA_KEYS)) or "none",
         "other metadata": ", ".join(sorted(set(model.metadata) - METADATA_KEYS)) or "none",
     }
@@ -168,6 +172,6 @@ def _print_table(console: Console, title: str, rows: Mapping[str, str]) -> None:
 
 
 def _spell_request(features: Mapping[str, Value]) -> str:
-    """Return a command that asks a server on this machine for one prediction."""
+    """Return a shell command that asks a server on this machine for one prediction."""
     body = json.dumps({"features": features}, ensure_ascii=False)
     return f"curl -X POST http://127.0.0.1:8000/predict -H 'Content-Type: application/json' -d {shlex.quote(body)}"

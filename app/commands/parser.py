@@ -1,4 +1,4 @@
-"""The command line: which commands there are, and how one of them is run."""
+"""The command line: the list of commands, and running one of them."""
 
 import argparse
 import sys
@@ -8,11 +8,12 @@ from app.commands import export, labels, model, quality, replay, serve, spool
 from app.errors import ScorekeeperError
 
 COMMANDS = (serve, replay, spool, labels, export, quality, model)
-"""Modules with `add_parser(commands)`, which returns the parser of the command, and `run(options)`: its exit status."""
+"""Modules with `add_parser(commands)`, which returns the command's parser, and `run(options)`, which returns its exit
+status."""
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """Run the command that `arguments` (default: the process's) name, and exit with its status."""
+    """Run the command in `arguments` (default: those of the process), and exit with its status."""
     options = parse_arguments(arguments)
     try:
         sys.exit(options.run(options))
@@ -23,7 +24,7 @@ def run(arguments: list[str] | None = None) -> None:
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """Parse; wrong usage ends the process with status 2 and a line that says what is allowed."""
+    """Parse the command line; wrong usage ends the process with status 2 and a line that says what is allowed."""
     parser = argparse.ArgumentParser(
         prog="scorekeeper", description="Serve ONNX classifiers and know how good they are."
     )

@@ -1,4 +1,4 @@
-"""`scorekeeper quality`: make the ledger anew from the rows of the log, or compare it with them."""
+"""`scorekeeper quality`: compare the ledger with the rows of the log, or rebuild it from them."""
 
 import argparse
 import asyncio
@@ -20,10 +20,10 @@ from app.quality.ledger_queries import list_stored_days
 from app.settings import Settings
 
 DAY_SECONDS = 3600.0
-"""For each statement about one day; ten million rows take about a minute."""
+"""Limit for each statement about one day; ten million rows take about a minute."""
 
 SHOWN_DIFFERENCES = 50
-"""More than these tell nothing new."""
+"""Print at most this many differences; more would show nothing new."""
 
 
 class QualityCommandError(ScorekeeperError):
@@ -32,11 +32,11 @@ class QualityCommandError(ScorekeeperError):
 
 def add_parser(commands: Commands) -> argparse.ArgumentParser:
     """Add the command to the command line."""
-    parser = commands.add_parser("quality", help="compare the quality ledger with the log, or make it anew")
+    parser = commands.add_parser("quality", help="compare the quality ledger with the log, or rebuild it")
     actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
     for name, description in (
-        ("check", "Compare the ledger with the rows of the log; 1: they differ."),
-        ("rebuild", "Make the ledger anew from the rows of the log, while servers go on."),
+        ("check", "Compare the ledger with the rows of the log; exit status 1 if they differ."),
+        ("rebuild", "Rebuild the ledger from the rows of the log; servers can run meanwhile."),
     ):
         action = actions.add_parser(name, help=description, description=description)
         action.add_argument("--since", type=date.fromisoformat, default=date.min, help="first day, UTC (default: all)")
@@ -56,14 +56,14 @@ async def _run_action(options: argparse.Namespace, settings: Settings) -> int:
 
 
 async def rebuild_ledger(url: str, since: date, until: date, console: Console | None = None) -> int:
-    """Make the ledger of these days (UTC) anew, a day a transaction, while servers go on; return 0."""
+    """Rebuild the ledger of these days (UTC), one transaction per day, while servers run; return 0."""
     console = console or Console()
     async with _open_connection(url) as connection:
         days = await _find_days(connection, since, until)
         made = 0
         for day in track(days, description="rebuild", console=console, transient=True):
             made += await rebuild_day(connection, day, DAY_SECONDS)
-    console.print(f"made the ledger of {made:,} days anew; days without rows in the log were left as they are")
+    console.print(f"rebuilt the ledger of {made:,} days; days without rows in the log were not changed")
     return 0
 
 
@@ -78,7 +78,8 @@ async def check_ledger(url: str, since: date, until: date, console: Console | No
                 found += 1
                 if found <= SHOWN_DIFFERENCES:
                     console.print(_describe_difference(span, row), soft_wrap=True, markup=False)
-    console.print(f"{len(days):,} days compared, {found:,} cells differ" + (", mend: quality rebuild" if found else ""))
+    hint = ": run `scorekeeper quality rebuild`" if found else ""
+    console.print(f"{len(days):,} days compared, {found:,} cells differ{hint}")
     return 1 if found else 0
 
 
@@ -88,8 +89,8 @@ async def _find_days(connection: Connection, since: date, until: date) -> list[d
 
 
 def _describe_difference(span: int, row: asyncpg.Record) -> str:
-    """Say which cell differs, and by how much the ledger has too many, or too few."""
-    label = "every row" if row["label"] is None else f"label {row['label']!r}"
+    """Describe a cell that differs, with the ledger's numbers minus those of the rows."""
+    label = "all rows" if row["label"] is None else f"label {row['label']!r}"
     return (
         f"{row['starts_at']:%Y-%m-%d %H:%M} + {span} s, {row['model_name']} {row['model_version']} {row['role']}, "
         f"bin {row['score_bin']}, predicted {row['predicted_class']!r}, {label}: {row['rows']:+d} rows, "
@@ -99,7 +100,7 @@ def _describe_difference(span: int, row: asyncpg.Record) -> str:
 
 @asynccontextmanager
 async def _open_connection(url: str) -> AsyncIterator[Connection]:
-    """Connect; raise QualityCommandError when the schema is not this release's."""
+    """Connect; raise QualityCommandError when the schema is older than this release's."""
     await check_server(url)
     async with open_pool(url, max_size=1) as pool, pool.acquire(timeout=10) as connection:
         if await read_schema_state(connection) == "behind":

@@ -14,11 +14,11 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         description="Run the server, with deadlines and limits for its clients. Settings are environment variables.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen at")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     parser.add_argument(
-        "--port", type=at_least(0, int, at_most=65_535), default=8000, help="the port to listen at, 0: any"
+        "--port", type=at_least(0, int, at_most=65_535), default=8000, help="the port to listen on; 0: any free port"
     )
-    parser.add_argument("--root-path", default="", help="the prefix that a proxy before the server takes away")
+    parser.add_argument("--root-path", default="", help="the prefix that a proxy in front of the server removes")
     return parser
 
 

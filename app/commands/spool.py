@@ -1,4 +1,4 @@
-"""`scorekeeper spool`: look at a spool, check it, or bring what it holds to PostgreSQL without a server."""
+"""`scorekeeper spool`: show a spool, check it, or ship it to PostgreSQL without a server."""
 
 import argparse
 import asyncio
@@ -21,10 +21,10 @@ from app.spool.spool import AsideFolder, Spool, SpoolInUseError, is_in_use, open
 from app.tasks import own_task
 
 LOOK_SECONDS = 0.05
-"""Between two looks at how far the drain has come."""
+"""Pause between two checks of the drain's progress."""
 
 READ_TRIES = 10
-"""Looks at a directory from which a running server removes a file meanwhile."""
+"""Attempts to read a spool while a running server removes files from it."""
 
 ASIDE_FOLDERS: tuple[AsideFolder, ...] = get_args(AsideFolder)
 
@@ -35,12 +35,12 @@ class SpoolCommandError(ScorekeeperError):
 
 def add_parser(commands: Commands) -> argparse.ArgumentParser:
     """Add the command to the command line."""
-    parser = commands.add_parser("spool", help="look at a spool, or bring it to PostgreSQL without a server")
+    parser = commands.add_parser("spool", help="show or check a spool, or ship it to PostgreSQL without a server")
     actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
     for name, description in (
-        ("status", "Show what a spool holds, also of a server that runs."),
-        ("verify", "Read every frame of a spool and show damage, also of a server that runs; 1: damage."),
-        ("drain", "Store what a spool holds at DATABASE_URL, and remove it; 0: nothing is left."),
+        ("status", "Show what a spool holds; a server may use it meanwhile."),
+        ("verify", "Read every frame of a spool; exit status 1 if one is damaged. A server may use it meanwhile."),
+        ("drain", "Store the rows of a spool at DATABASE_URL and remove them; exit status 0 if nothing is left."),
     ):
         action = actions.add_parser(name, help=description, description=description)
         action.add_argument("--data-dir", type=Path, help="the directory that holds spool/ (default: DATA_DIR)")
@@ -48,7 +48,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Show, verify or drain."""
+    """Show, verify or drain the spool."""
     directory = (options.data_dir or Settings.from_env().data_dir) / "spool"
     if options.action == "status":
         return show_spool(directory)
@@ -61,7 +61,7 @@ def show_spool(directory: Path, console: Console | None = None) -> int:
     """Print what a spool holds; return 0."""
     console = console or Console()
     is_used = is_in_use(directory)
-    spool, rows = count_spool(directory)
+    spool, rows = _count_spool(directory)
     table = Table(title=f"spool {directory}", show_header=False)
     table.add_row("in use by a server", "yes" if is_used else "no")
     table.add_row("segments", f"{len(spool.segments):,}")
@@ -71,25 +71,28 @@ def show_spool(directory: Path, console: Console | None = None) -> int:
         table.add_row(f"files in {folder}/", f"{spool.count_aside(folder):,}")
     console.print(table)
     if is_used and rows:
-        console.print("A server keeps shipped segments a while: its prediction_log_pending_rows says what still waits.")
+        console.print(
+            "The server keeps shipped segments for a while: its metric prediction_log_pending_rows has the rows that "
+            "are not shipped yet."
+        )
     return 0
 
 
 def verify_spool(directory: Path, console: Console | None = None) -> int:
-    """Read every frame and print what is no valid one; return 1 when something promised is damaged, else 0."""
+    """Read every frame and print what is not valid; return 1 when promised rows are damaged, else 0."""
     console = console or Console()
-    spool, _ = count_spool(directory)
+    spool, _ = _count_spool(directory)
     rows = damaged = 0
     for segment in track(spool.segments, description="verify", console=console, transient=True):
         try:
-            found, damages = verify_segment(segment)
+            found, damages = _verify_segment(segment)
         except FileNotFoundError:
             continue  # a running server has shipped and removed it
         rows += found
         for damage in damages:
             where = f"{segment.path.name}: bytes {damage.start} to {damage.end}"
             if is_torn_tail(segment, damage):
-                console.print(f"{where} are an unfinished end, which nobody was promised")
+                console.print(f"{where} are an unfinished write; its rows were never promised")
             else:
                 damaged += 1
                 console.print(f"{where} are damaged")
@@ -98,31 +101,31 @@ def verify_spool(directory: Path, console: Console | None = None) -> int:
 
 
 async def drain_spool(directory: Path, url: str | None, console: Console | None = None) -> int:
-    """Store everything at `url` and remove it; return 1 when something stays for a person. May be begun again."""
+    """Store all rows at `url` and remove them; return 1 if files are left that a person must check. Can be repeated."""
     console = console or Console()
     if url is None:
-        raise SpoolCommandError("DATABASE_URL is not set: where should the spool be drained to?")
-    check_directory(directory)
+        raise SpoolCommandError("DATABASE_URL is not set: set it to the database for the rows")
+    _check_directory(directory)
     try:
         async with open_spool(directory) as spool:
             await check_server(url)
             async with open_pool(url, max_size=1) as pool:
-                await ship_spool(spool, Inserter(pool), console)
+                await _ship_spool(spool, Inserter(pool), console)
     except SpoolInUseError:
-        raise SpoolCommandError(f"a server uses {directory} and ships it: stop it before you drain") from None
+        raise SpoolCommandError(f"a server uses {directory} and ships it: stop the server before you drain") from None
     for segment in spool.segments:
-        console.print(f"{segment.path} stays: it is damaged, and what is damaged cannot be copied to corrupt/")
+        console.print(f"{segment.path} is left: it is damaged, and the damaged bytes could not be copied to corrupt/")
     aside = {folder: count for folder in ASIDE_FOLDERS if (count := spool.count_aside(folder))}
     for folder, count in aside.items():
-        console.print(f"{count:,} files stay in {directory / folder}: a person must look at them")
+        console.print(f"{count:,} files are left in {directory / folder}: a person must check them")
     if spool.segments or aside:
         return 1
     console.print("the spool is empty")
     return 0
 
 
-async def ship_spool(spool: Spool, inserter: Inserter, console: Console) -> None:
-    """Ship what can be read; wait for a PostgreSQL that is away, give up on one that is not set up."""
+async def _ship_spool(spool: Spool, inserter: Inserter, console: Console) -> None:
+    """Ship what can be read. Wait while PostgreSQL is unreachable; raise SpoolCommandError when it is not set up."""
     shipper = Shipper(spool, inserter)
     dead: list[str] = []
     columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -131,30 +134,31 @@ async def ship_spool(spool: Spool, inserter: Inserter, console: Console) -> None
         rows_bar = bar.add_task("rows", total=total)
         async with own_task(shipper.run(), "shipper", dead.append):
             while left := [one for one in spool.segments if not (one.is_finished and one.progress.is_kept)]:
-                await remove_shipped(spool)
+                await _remove_shipped(spool)
                 if all(segment.progress.retry_at > 0 for segment in left):
-                    raise SpoolCommandError(f"{left[0].path} cannot be read now; everything else is shipped")
+                    raise SpoolCommandError(f"{left[0].path} cannot be read now; all other segments are shipped")
                 bar.update(rows_bar, completed=total - spool.pending_rows)
                 if dead:
-                    raise SpoolCommandError("the drain has ended by itself; nothing was removed unshipped")
+                    raise SpoolCommandError("the drain has failed; only shipped segments were removed")
                 if shipper.error is not None and shipper.error.kind in ("configuration", "partition"):
                     raise SpoolCommandError(f"PostgreSQL is not set up for this release: {shipper.error.reason}")
                 await asyncio.sleep(LOOK_SECONDS)
 
 
-async def remove_shipped(spool: Spool) -> None:
-    """Remove the segments of which PostgreSQL has everything, or dead/ and corrupt/ have."""
+async def _remove_shipped(spool: Spool) -> None:
+    """Remove the segments whose rows are all in PostgreSQL, dead/ or corrupt/."""
     for segment in list(spool.segments):
         if segment.progress.shipped_at is not None:
             try:
                 await spool.remove(segment)
             except OSError as error:
-                raise SpoolCommandError(f"{segment.path} is stored and cannot be removed: {error.strerror}") from error
+                reason = f"{segment.path} is shipped, but cannot be removed: {error.strerror}"
+                raise SpoolCommandError(reason) from error
 
 
-def count_spool(directory: Path) -> tuple[Spool, int]:
-    """Return the spool and its rows, by the heads of their frames; a running server may go on meanwhile."""
-    check_directory(directory)
+def _count_spool(directory: Path) -> tuple[Spool, int]:
+    """Return the spool and its number of rows, read from the heads of frames; a server may use it meanwhile."""
+    _check_directory(directory)
     for _ in range(READ_TRIES):
         try:
             spool = read_spool(directory)
@@ -164,14 +168,14 @@ def count_spool(directory: Path) -> tuple[Spool, int]:
     raise SpoolCommandError(f"{directory} changes too fast to be read: try again")
 
 
-def check_directory(directory: Path) -> None:
-    """Raise SpoolCommandError where there is no spool: only a server makes one."""
+def _check_directory(directory: Path) -> None:
+    """Raise SpoolCommandError when there is no spool: only a server creates one."""
     if not directory.is_dir():
-        raise SpoolCommandError(f"{directory} is no spool")
+        raise SpoolCommandError(f"{directory} is not a spool")
 
 
-def verify_segment(segment: Segment) -> tuple[int, list[Damage]]:
-    """Return how many rows of a segment are valid, and what lies between, or is missing at its end."""
+def _verify_segment(segment: Segment) -> tuple[int, list[Damage]]:
+    """Return the number of valid rows of a segment, and its damaged places, including bytes missing at its end."""
     data = segment.path.read_bytes()
     start = 0 if decode_header(data) is None else HEADER_BYTES
     frames, damages = read_frames(data[start:], start)
