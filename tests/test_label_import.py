@@ -106,7 +106,7 @@ async def test_import_reports_counts_that_add_up(
         "rejected": 1,
         "without a label, not sent": 1,
     }
-    assert "rejected: the model of the prediction does not know the class" in output
+    assert "rejected: the prediction's model does not know the class" in output
     by_order = {each.external_id: str(each.prediction_id) for each in records}
     expected = {by_order[f"order-{n}"]: str(n % 2) for n in range(1, 6)} | {by_order["order-0"]: "1"}
     assert await read_labels(connection) == expected
@@ -180,7 +180,7 @@ async def test_finished_import_sends_nothing_when_run_again(
 
     assert status == 0
     assert await read_labels(connection) == {}
-    assert "has been imported already" in output.getvalue()
+    assert "was already imported" in output.getvalue()
 
 
 async def test_changed_file_is_a_new_import_when_the_last_one_has_finished(
@@ -221,7 +221,7 @@ async def test_import_ends_as_if_uninterrupted_when_it_is_killed_again_and_again
 
     assert 600 <= killed_at < len(rows)
     assert status == 0
-    assert "going on after" in output
+    assert "continuing after" in output
     counts = read_table(output)
     assert counts.pop("read") == len(rows) == sum(counts.values())
     assert await read_labels(connection) == {str(key): str(label) for key, label in rows}
@@ -239,7 +239,7 @@ async def test_import_waits_for_a_database_that_is_away(
     await execute(postgres, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
 
     async def is_refused() -> bool:
-        return b"PostgreSQL did not serve a request" in server.log
+        return b"PostgreSQL could not serve a request" in server.log
 
     importing = asyncio.create_task(run_app("labels", "import", str(path), "--url", server.url))
     await wait_until(is_refused, what=server.log.decode)

@@ -1,1 +1,1 @@
-"""Files in and out: labels into a running server, labelled rows out of PostgreSQL."""
+"""Files: import labels into a running server, export labelled rows from PostgreSQL."""

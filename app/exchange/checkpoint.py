@@ -1,4 +1,4 @@
-"""How far an import has come: a small file that is replaced after each batch, and outlives a crash at any moment."""
+"""The progress of an import, in a small file that is replaced after each batch and survives a crash at any time."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,14 +10,14 @@ from app.files import replace_file
 
 
 class CheckpointError(ScorekeeperError):
-    """The import cannot be begun as asked; the message says why, and what to do."""
+    """The import cannot start as asked; the message says why, and what to do."""
 
 
 class Checkpoint(msgspec.Struct):
-    """What is done of an import.
+    """The progress of an import.
 
-    `about` tells it from other imports. `began_at` is kept through all its runs: it dates labels that have no time of
-    their own, so that what is sent again is an exact repetition. `rows` are those read, sent or not.
+    `about` identifies the import. `began_at` stays the same in all its runs: it dates labels without a time, so that
+    labels that are sent again are exact repetitions. `rows` counts the rows read, sent or not.
     """
 
     about: str
@@ -31,9 +31,9 @@ class Checkpoint(msgspec.Struct):
 
 
 def find_checkpoint(path: Path, about: str, *, restart: bool) -> Checkpoint:
-    """Return where to go on: after the last batch of the same import, else at the beginning.
+    """Return where to continue: after the last batch of the same import, else at the first row.
 
-    Raises CheckpointError when another import than this one has stopped halfway.
+    Raises CheckpointError when the file belongs to another import that is not finished.
     """
     known = _read(path)
     if known is None or (known.is_finished and known.about != about and not restart):
@@ -42,8 +42,9 @@ def find_checkpoint(path: Path, about: str, *, restart: bool) -> Checkpoint:
         return Checkpoint(about, known.began_at)
     if known.about != about:
         raise CheckpointError(
-            f"{path} is of an import that has stopped halfway, and the file, the server or the options have changed "
-            "since: --restart begins at the first row again, observed as before; without that file it is a new import"
+            f"{path} belongs to an import that is not finished, and the file, the server or the options have changed "
+            "since: use --restart to begin at the first row again with the same times of observation, or remove that "
+            "file to begin a new import"
         )
     return known
 
@@ -54,13 +55,13 @@ def _read(path: Path) -> Checkpoint | None:
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError) as error:
-        raise CheckpointError(f"{path} cannot be read as the state of an import: {error}") from error
+        raise CheckpointError(f"the state of the import in {path} cannot be read: {error}") from error
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Replace the file by one that is on the disk."""
+    """Replace the file, and sync it to the disk."""
     try:
         with replace_file(path) as file:
             file.write(msgspec.json.encode(checkpoint))
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error}; --state names another place") from error
+        raise CheckpointError(f"{path} cannot be written: {error}; use --state for another place") from error

@@ -1,4 +1,4 @@
-"""`scorekeeper export`: labelled rows of a period as a CSV or Parquet file, streamed from PostgreSQL."""
+"""`scorekeeper export`: write the labelled rows of a period to a CSV or Parquet file, streamed from PostgreSQL."""
 
 import csv
 import io
@@ -34,19 +34,19 @@ FIXED_COLUMNS: Mapping[str, type] = {
     "observed_at": datetime,
     "received_at": datetime,
 }
-"""Columns of every export; those of probabilities and features follow, as `probabilities.CLASS`, `features.NAME`."""
+"""Columns of every export; after them come `probabilities.CLASS` and `features.NAME`."""
 
 FEATURE_TYPES: Mapping[str, type] = {"number": float, "integer": int, "text": str, "boolean": bool}
-"""Types of columns by the kind of feature."""
+"""The type of a column by the kind of feature."""
 
 
 class ExportError(ScorekeeperError):
-    """The export cannot be made; the message says why."""
+    """The export has failed; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """Which rows to write where."""
+    """Which rows to write, and to which file."""
 
     wanted: ExportFilter
     file_format: ExportFormat
@@ -54,7 +54,7 @@ class Export:
 
 
 class CsvWriter:
-    """Writes rows with a line of names before them; an absent value is an empty cell."""
+    """Writes rows after a line of column names; a missing value is an empty cell."""
 
     def __init__(self, file: BinaryIO, columns: Mapping[str, type]) -> None:
         self._file = io.TextIOWrapper(file, encoding="utf-8", newline="")
@@ -66,7 +66,7 @@ class CsvWriter:
         self._writer.writerows(rows)
 
     def close(self) -> None:
-        """Write what is left to write; the file stays open."""
+        """Write what is still in the buffer; the file stays open."""
         self._file.detach()
 
 
@@ -74,10 +74,10 @@ Writer: TypeAlias = CsvWriter | ParquetWriter
 
 
 async def run_export(export: Export, url: str, console: Console | None = None) -> int:
-    """Write all rows as they are at one moment; the file appears when it is complete. Return 0."""
+    """Write all rows from one snapshot; the file appears when it is complete. Return 0."""
     console = console or Console()
     if export.file_format == "parquet":
-        import_pyarrow()  # that it is missing should show before anything is read
+        import_pyarrow()  # fail before anything is read when it is missing
     await check_server(url)
     try:
         connection = await asyncpg.connect(url, server_settings={"application_name": "scorekeeper export"})
@@ -90,7 +90,7 @@ async def run_export(export: Export, url: str, console: Console | None = None) -
             with open_output(export, columns) as writer:
                 await _write_rows(connection, export, versions, columns, writer, console)
     except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise ExportError(f"PostgreSQL did not give the rows: {error}") from error
+        raise ExportError(f"the rows could not be read from PostgreSQL: {error}") from error
     finally:
         await connection.close()
     console.print(f"{export.output}: {sum(row['rows'] for row in versions):,} rows")
@@ -98,30 +98,31 @@ async def run_export(export: Export, url: str, console: Console | None = None) -
 
 
 def _name_columns(versions: Sequence[asyncpg.Record]) -> dict[str, type]:
-    """Return the columns: the fixed ones, then every class and feature of any of the versions."""
+    """Return the columns: the fixed ones, then all classes and features of the versions."""
     probabilities = [name for row in versions for name in _name_probabilities(row)]
     return {**FIXED_COLUMNS, **dict.fromkeys(probabilities, float), **_list_features(versions)}
 
 
 def _list_features(versions: Sequence[asyncpg.Record]) -> dict[str, type]:
-    """Return the columns of features; one that is of several types in several versions is written as text."""
+    """Return the columns of features; a feature that has other types in other versions is written as text."""
     columns: dict[str, type] = {}
     for row in versions:
         for feature in msgspec.json.decode(row["inputs"]):
-            kind = {"name": feature, "type": "number"} if isinstance(feature, str) else feature  # of an older release
+            # An older release stored only the names of features, which were all numbers.
+            kind = {"name": feature, "type": "number"} if isinstance(feature, str) else feature
             name, of = f"features.{kind['name']}", FEATURE_TYPES[kind["type"]]
             columns[name] = of if columns.get(name, of) is of else str
     return columns
 
 
 def _name_probabilities(version: asyncpg.Record) -> list[str]:
-    """Return the columns of a version's probabilities, in their order in the log."""
+    """Return the columns of a version's probabilities, in the order of the log."""
     return [f"probabilities.{name}" for name in msgspec.json.decode(version["classes"])]
 
 
 @contextmanager
 def open_output(export: Export, columns: Mapping[str, type]) -> Iterator[Writer]:
-    """Write to a file beside the output, which it replaces when all is written and on the disk."""
+    """Open a writer to a temporary file, which replaces the output when it is complete and synced to the disk."""
     try:
         with replace_file(export.output) as file:
             writer: Writer = (ParquetWriter if export.file_format == "parquet" else CsvWriter)(file, columns)
@@ -141,7 +142,7 @@ async def _write_rows(
     writer: Writer,
     console: Console,
 ) -> None:
-    """Fetch and write the rows, some at a time."""
+    """Fetch and write the rows in small parts."""
     others = dict(list(columns.items())[len(FIXED_COLUMNS) :])
     classes = {(row["model_name"], row["model_version"]): _name_probabilities(row) for row in versions}
     bar_columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -153,7 +154,7 @@ async def _write_rows(
 
 
 def _list_cells(row: asyncpg.Record, classes: Sequence[str], others: Mapping[str, type]) -> list[object]:
-    """Return the cells of a row; `classes` are the columns of its probabilities, `others` all that are not fixed."""
+    """Return the cells of a row; `classes` are the columns of its probabilities, `others` all but the fixed columns."""
     values: dict[str, object] = dict(zip(classes, row["probabilities"], strict=True))
     values |= {f"features.{name}": value for name, value in msgspec.json.decode(row["features"]).items()}
     cells = [

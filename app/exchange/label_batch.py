@@ -1,4 +1,4 @@
-"""Turn rows of a file into lines for POST /labels, by the server's own rules."""
+"""Turn rows of a file into lines for POST /labels, checked by the same rules as in the server."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,16 +11,16 @@ from app.api.labels import LabelBody, find_label_faults
 from app.exchange.label_files import LABEL_KEYS, Columns, LabelRow
 
 EmptyLabel = Literal["refuse", "skip", "withdraw"]
-"""What a row without a label means: a mistake, one that is not labelled yet, or that its label no longer holds."""
+"""What an empty label means: a mistake, a row that has no label yet, or the withdrawal of its label."""
 
 
 class _MalformedRowError(Exception):
-    """Why a row cannot be sent."""
+    """A row cannot be sent; the message says why."""
 
 
 @dataclass(slots=True)
 class LabelBatch:
-    """Lines to send and where each comes from; malformed rows and why; how many rows have no label to send."""
+    """Lines to send and their places in the file, malformed rows with the reason, and the number of empty rows."""
 
     places: list[str] = field(default_factory=list)
     lines: list[bytes] = field(default_factory=list)
@@ -33,8 +33,8 @@ def read_batch(
 ) -> LabelBatch:
     """Check rows and encode them.
 
-    A row without a time of its own is observed a microsecond after the row before, the first one at `observed_at`: so
-    the later of two rows for one prediction wins, in whatever order and however often they arrive.
+    A row without a time gets `observed_at` plus a microsecond per row before it. So the later of two rows for one
+    prediction counts, even when they arrive repeatedly or in another order.
     """
     members, now, batch = columns.name_members(), datetime.now(UTC), LabelBatch()
     for number, row in enumerate(rows):
@@ -55,7 +55,7 @@ def read_batch(
 def _read_label(
     row: LabelRow, members: Mapping[str, str], empty_label: EmptyLabel, observed_at: datetime
 ) -> LabelBody | None:
-    """Return the label of a row, None when it has none and that is allowed."""
+    """Return the label of a row, None when it is empty and to be skipped; raise _MalformedRowError."""
     if row.values is None:
         raise _MalformedRowError(row.fault)
     given = {member: row.values[name] for member, name in members.items() if row.values.get(name) is not None}
@@ -63,10 +63,10 @@ def _read_label(
         if empty_label == "skip":
             return None
         if empty_label == "refuse":
-            raise _MalformedRowError("label: empty; --empty-label says what that means")
+            raise _MalformedRowError("label: empty; set --empty-label if empty labels are allowed")
         given["label"] = None
     if all(key in given for key in LABEL_KEYS):
-        del given["external_id"]  # a row of an export has both: the id is the more exact
+        del given["external_id"]  # rows of an export have both: the id is exact
     if isinstance(given.get("external_id"), int):
         given["external_id"] = str(given["external_id"])
     try:

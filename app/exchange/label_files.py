@@ -1,4 +1,4 @@
-"""Read labels from CSV, NDJSON and Parquet files row by row, in memory of a fixed size."""
+"""Read labels from CSV, NDJSON and Parquet files row by row, so that memory does not grow with the file."""
 
 import csv
 import gzip
@@ -33,7 +33,7 @@ class LabelFileError(ScorekeeperError):
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What the columns are called. Without a name for a key both are looked for, each under its own."""
+    """Names of the columns. If neither key is named, both are read from the columns with their own names."""
 
     prediction_id: str | None = None
     external_id: str | None = None
@@ -41,7 +41,7 @@ class Columns:
     observed_at: str | None = None
 
     def name_members(self) -> dict[str, str]:
-        """Return the column of each member of POST /labels that is looked for."""
+        """Return the column of each member of POST /labels."""
         keys = {"prediction_id": self.prediction_id, "external_id": self.external_id}
         if not any(keys.values()):
             keys = {key: key for key in keys}
@@ -50,7 +50,7 @@ class Columns:
 
 
 class LabelRow(NamedTuple):
-    """A row: where it is, and what it holds by column, None for an empty cell; or why it cannot be read."""
+    """A row: its place, and its values by column (None: empty cell), or the reason why it cannot be read."""
 
     place: str
     values: Mapping[str, object] | None
@@ -59,7 +59,7 @@ class LabelRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LabelFile:
-    """An open file: its rows, and how far it has been read, `total` being the end."""
+    """An open file: its rows, and how far it has been read (`read`, from 0 to `total`)."""
 
     rows: Iterator[LabelRow]
     total: int
@@ -67,16 +67,16 @@ class LabelFile:
 
 
 def name_format(path: Path) -> LabelFormat:
-    """Tell the format by the name, `.gz` aside."""
+    """Return the format by the extension, without `.gz`."""
     extension = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if extension.lower() not in FORMATS:
-        raise LabelFileError(f"{path} does not say what it is by {', '.join(FORMATS)}: give --format")
+        raise LabelFileError(f"the name {path} does not end in {', '.join(FORMATS)}: give --format")
     return FORMATS[extension.lower()]
 
 
 @contextmanager
 def open_labels(path: Path, file_format: LabelFormat, columns: Columns) -> Iterator[LabelFile]:
-    """Open a file, and check that it has the columns; its rows raise LabelFileError where they cannot be read."""
+    """Open a file and check its columns. Raises LabelFileError, also while its rows are read."""
     with ExitStack() as stack:
         with _say_why(path):
             if file_format == "parquet":
@@ -131,7 +131,7 @@ def _read_csv(text: IO[str], path: Path, columns: Columns) -> Iterator[LabelRow]
         for cells in reader:
             if len(cells) == len(names):
                 yield LabelRow(f"line {line}", {name: cell or None for name, cell in zip(names, cells, strict=True)})
-            elif cells:  # a blank line is none
+            elif cells:  # a blank line has no cells
                 yield LabelRow(f"line {line}", None, f"{len(cells)} cells, but the first line has {len(names)}")
             line = reader.line_num + 1
 
@@ -146,11 +146,11 @@ def _read_lines(plain: gzip.GzipFile | io.BufferedReader) -> Iterator[LabelRow]:
         try:
             yield LabelRow(f"line {number}", decode(line))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            yield LabelRow(f"line {number}", None, f"no JSON object: {error}")
+            yield LabelRow(f"line {number}", None, f"not a JSON object: {error}")
 
 
 def _check_columns(names: Sequence[str], path: Path, columns: Columns) -> None:
-    """Refuse a file without a key or label, or without a column that was asked for by name."""
+    """Raise LabelFileError when the key, the label or a column that was named is missing."""
     asked = (columns.prediction_id, columns.external_id, columns.label, columns.observed_at)
     missing = [name for name in asked if name is not None and name not in names]
     members = columns.name_members()

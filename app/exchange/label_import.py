@@ -1,4 +1,4 @@
-"""`scorekeeper labels import`: send a file of labels to a running server; may be interrupted and begun again."""
+"""`scorekeeper labels import`: send a file of labels to a running server; it can be interrupted and continued."""
 
 import asyncio
 import itertools
@@ -23,25 +23,25 @@ from app.exchange.label_batch import EmptyLabel, LabelBatch, read_batch
 from app.exchange.label_files import Columns, LabelFile, LabelFormat, open_labels
 
 BATCH_TRIES = 20
-"""Attempts for a batch that the server, or the way to it, does not take: over seven minutes."""
+"""Attempts to send a batch while the server refuses it or cannot be reached: over seven minutes."""
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
-"""Between two attempts; each is twice the one before, and no shorter than the server's Retry-After."""
+"""Pauses between attempts: each is twice the one before, and at least the server's Retry-After."""
 
 ASKS_FOR_PATIENCE = (429, 502, 503, 504)
-"""Statuses of the server, or of a proxy before it, after which a batch is sent again."""
+"""Statuses of the server, or of a proxy in front of it, after which a batch is sent again."""
 
 SHOWN_ROWS = 10
-"""Malformed rows shown before the import stops; the first few tell."""
+"""Most malformed rows that are shown when the import stops."""
 
 
 class LabelImportError(ScorekeeperError):
-    """The import cannot go on; the message says why, and what to do."""
+    """The import cannot continue; the message says why, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelImport:
-    """What to send where; `malformed` takes the rows that cannot be sent, None: such a row stops the import."""
+    """What to send, and where. Malformed rows go to the file `malformed`; when it is None, they stop the import."""
 
     url: str
     path: Path
@@ -59,7 +59,7 @@ async def run_import(plan: LabelImport, console: Console | None = None) -> int:
     console = console or Console()
     done = find_checkpoint(plan.state, _describe(plan), restart=plan.restart)
     if done.is_finished:
-        console.print(f"{plan.path} has been imported already; --restart sends it once more, observed as before")
+        console.print(f"{plan.path} was already imported; --restart sends it again, with the same times of observation")
     else:
         async with httpx2.AsyncClient(base_url=plan.url, timeout=60) as client:
             with open_labels(plan.path, plan.file_format, plan.columns) as file:
@@ -71,7 +71,7 @@ async def run_import(plan: LabelImport, console: Console | None = None) -> int:
 
 
 def _describe(plan: LabelImport) -> str:
-    """Say what tells this import from others: where it goes, the file as it is now, and how it is read."""
+    """Return a text that identifies this import: the server, the file with its size and time, and how to read it."""
     try:
         status = plan.path.stat()
     except OSError as error:
@@ -81,7 +81,7 @@ def _describe(plan: LabelImport) -> str:
 
 
 async def _check_live(client: httpx2.AsyncClient) -> None:
-    """Find out at once, not after many tries, that nobody is there."""
+    """Raise LabelImportError at once, not after many attempts, when no server answers."""
     try:
         (await client.get("/health/live")).raise_for_status()
     except httpx2.HTTPError as error:
@@ -90,7 +90,7 @@ async def _check_live(client: httpx2.AsyncClient) -> None:
 
 @contextmanager
 def _open_malformed(path: Path | None, done: Checkpoint) -> Iterator[IO[bytes] | None]:
-    """Open the file of malformed rows as it was at the checkpoint: a run that died may have written more."""
+    """Open the file of malformed rows, cut to its length at the checkpoint: a killed run may have written more."""
     if path is None:
         yield None
         return
@@ -111,9 +111,9 @@ async def _send_file(
     malformed: IO[bytes] | None,
     console: Console,
 ) -> None:
-    """Send what is left of the file, one batch after the other, so that at most one has to be sent again."""
+    """Send the rest of the file one batch at a time, so that at most one batch has to be sent again."""
     if done.rows:
-        console.print(f"going on after {done.rows:,} rows, which an earlier run has sent")
+        console.print(f"continuing after {done.rows:,} rows, which an earlier run has sent")
     rows = itertools.islice(file.rows, done.rows, None)
     columns = (TextColumn("{task.description:<12}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
@@ -134,15 +134,15 @@ async def _send_file(
 
 
 def _put_aside(batch: LabelBatch, file: IO[bytes] | None, done: Checkpoint, path: Path) -> None:
-    """Write malformed rows to their file; without one, stop before anything of this batch is sent."""
+    """Write malformed rows to `file`; without one, raise LabelImportError before anything of this batch is sent."""
     if not batch.malformed:
         return
     if file is None:
         shown = "".join(f"\n  {path.name} {row.place}: {fault}" for row, fault in batch.malformed[:SHOWN_ROWS])
         more = f"\n  and {len(batch.malformed) - SHOWN_ROWS} more" if len(batch.malformed) > SHOWN_ROWS else ""
         raise LabelImportError(
-            f"malformed rows; of these and what follows nothing is sent:{shown}{more}\n"
-            "correct them and run again with --restart, or put them aside with --skip-invalid FILE"
+            f"malformed rows; this batch and the rows after it were not sent:{shown}{more}\n"
+            "correct them and run again with --restart, or write them to a file with --skip-invalid FILE"
         )
     for row, fault in batch.malformed:
         entry = {"place": row.place, "fault": fault, "row": row.values}
@@ -154,7 +154,7 @@ def _put_aside(batch: LabelBatch, file: IO[bytes] | None, done: Checkpoint, path
 
 
 async def _send_batch(client: httpx2.AsyncClient, batch: LabelBatch) -> Counter[str]:
-    """Send one batch until it is taken; return how many labels had which outcome."""
+    """Send one batch until the server takes it; return the number of labels by outcome."""
     body, pause, reason = b"\n".join(batch.lines), FIRST_PAUSE_SECONDS, ""
     for _ in range(BATCH_TRIES):
         wait = pause
@@ -172,18 +172,18 @@ async def _send_batch(client: httpx2.AsyncClient, batch: LabelBatch) -> Counter[
             wait = max(pause, float(asked) if asked.isdecimal() else 0.0)
         await asyncio.sleep(wait)
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-    raise LabelImportError(f"the server takes no labels, the same command goes on from here: {reason}")
+    raise LabelImportError(f"the server takes no labels; run the same command later to continue here: {reason}")
 
 
 def _explain_refusal(answer: httpx2.Response, batch: LabelBatch) -> str:
-    """Say what the server does not accept, and in which row of the file."""
+    """Describe what the server refused, and in which rows of the file."""
     if answer.status_code == 413 or "batch_size" in answer.text:
-        return f"the server takes no {len(batch.lines):,} labels at once, try a smaller --batch: {answer.text[:300]}"
+        return f"{len(batch.lines):,} labels at once are too many, try a smaller --batch: {answer.text[:300]}"
     return f"the server refused the rows from {batch.places[0]} to {batch.places[-1]}: {answer.text[:300]}"
 
 
 def _print_counts(done: Checkpoint, console: Console) -> None:
-    """Print the counts, which add up to the rows."""
+    """Print the counts; together they are the rows that were read."""
     table = Table("", "rows")
     table.columns[1].justify = "right"
     for name, count in (
@@ -196,6 +196,6 @@ def _print_counts(done: Checkpoint, console: Console) -> None:
             table.add_row(name, f"{count:,}")
     console.print(table)
     if done.counts.get("pending"):
-        console.print("pending: applied when their prediction is stored, forgotten after 30 days")
+        console.print("pending: applied when their prediction is stored, dropped after 30 days")
     if done.counts.get("rejected"):
-        console.print("rejected: the model of the prediction does not know the class; its spelling is in GET /models")
+        console.print("rejected: the prediction's model does not know the class; GET /models shows its classes")

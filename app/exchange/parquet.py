@@ -9,17 +9,17 @@ from typing import Any, BinaryIO
 from app.errors import ScorekeeperError
 
 BATCH_ROWS = 5_000
-"""Rows in memory at once."""
+"""Rows that are in memory at a time."""
 
 
 class ParquetError(ScorekeeperError):
-    """Parquet cannot be read or written here; the message says why."""
+    """A Parquet file cannot be read or written; the message says why."""
 
 
 def import_pyarrow() -> Any:
     """Import pyarrow with its Parquet module."""
     try:
-        import pyarrow as pa  # noqa: PLC0415  # an extra that takes a second to import
+        import pyarrow as pa  # noqa: PLC0415  # optional, and takes a second to import
         import pyarrow.parquet  # noqa: PLC0415
     except ImportError as error:
         raise ParquetError("Parquet needs pyarrow: pip install pyarrow, or use CSV") from error
@@ -28,31 +28,31 @@ def import_pyarrow() -> Any:
 
 @contextmanager
 def open_parquet(path: Path) -> Iterator[Any]:
-    """Open a file for reading: a `pyarrow.parquet.ParquetFile`."""
+    """Open a file for reading; yield a `pyarrow.parquet.ParquetFile`."""
     pa = import_pyarrow()
     try:
         file = pa.parquet.ParquetFile(path)
     except pa.ArrowInvalid as error:
-        raise ParquetError(f"{path} is no Parquet file: {error}") from error
+        raise ParquetError(f"{path} is not a Parquet file: {error}") from error
     with file:
         yield file
 
 
 def read_parquet_rows(file: Any, columns: Sequence[str]) -> Iterator[dict[str, object]]:
-    """Yield the rows with these columns only; times in microseconds."""
+    """Yield the rows with only these columns; times are cut to microseconds."""
     pa = import_pyarrow()
     for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns)):
         yield from _round_times(pa, pa.Table.from_batches([batch])).to_pylist()
 
 
 def _round_times(pa: Any, table: Any) -> Any:
-    """Cast times finer than Python's to microseconds."""
+    """Convert all times to microseconds, the finest that Python has."""
     types = [pa.timestamp("us", of.tz) if pa.types.is_timestamp(of) else of for of in table.schema.types]
     return table.cast(pa.schema(list(zip(table.schema.names, types, strict=True))), safe=False)
 
 
 class ParquetWriter:
-    """Writes rows of columns that are given as name -> type: str, datetime, float, int or bool; ended by `close`."""
+    """Writes rows; `columns` is {name: type} with str, datetime, float, int or bool. `close` completes the file."""
 
     def __init__(self, file: BinaryIO, columns: Mapping[str, type]) -> None:
         pa = import_pyarrow()
@@ -69,5 +69,5 @@ class ParquetWriter:
         self._writer.write_table(self._table(columns, schema=self._schema))
 
     def close(self) -> None:
-        """Write what ends a Parquet file; the file stays open."""
+        """Write the footer of the Parquet file; the file stays open."""
         self._writer.close()

@@ -1,4 +1,4 @@
-"""Replay the same rows over and over, as a demo that moves: whatever the server does, it goes on."""
+"""Replay the same rows again and again, as a demo; it continues even when the server stops for a while."""
 
 import asyncio
 import itertools
@@ -24,13 +24,13 @@ from app.replay.sending import (
 )
 
 LABEL_SECONDS = 1.0
-"""Between two looks at which labels are due."""
+"""Pause between two requests for labels."""
 
 REPORT_SECONDS = 60.0
-"""Between two lines about how it goes."""
+"""Pause between two lines about the progress."""
 
 MAX_DUE = 100_000
-"""Labels that wait at most, while the server takes none; more are never sent."""
+"""Most labels that wait while the server takes none; when more wait, the oldest are dropped."""
 
 
 async def run_endless(replay: Replay, console: Console | None = None) -> Never:
@@ -50,7 +50,7 @@ async def run_endless(replay: Replay, console: Console | None = None) -> Never:
     async with httpx2.AsyncClient(base_url=replay.url, timeout=30, limits=limits) as client:
         names = await fetch_feature_names(client)
         check_columns(replay, rows[0], names)
-        console.print(f"{len(rows):,} rows in turn, {replay.rate:g} a second; Ctrl-C ends it", highlight=False)
+        console.print(f"{len(rows):,} rows again and again, {replay.rate:g} per second; Ctrl-C stops", highlight=False)
         async with asyncio.TaskGroup() as group:
             group.create_task(_send_labels(client, due, tally))
             group.create_task(_print_progress(client, tally, console))
@@ -59,7 +59,7 @@ async def run_endless(replay: Replay, console: Console | None = None) -> Never:
 
 
 async def _send_labels(client: httpx2.AsyncClient, due: deque[Due], tally: Tally) -> Never:
-    """Send what is due every second; what the server does not take now waits, what it refuses is counted."""
+    """Send due labels every second; try them again while the server is unavailable, count those that it refuses."""
     while True:
         await asyncio.sleep(LABEL_SECONDS)
         if batch := _take_due(due):
@@ -74,7 +74,7 @@ async def _send_labels(client: httpx2.AsyncClient, due: deque[Due], tally: Tally
 
 
 def _take_due(due: deque[Due]) -> list[Due]:
-    """Take the labels whose time has come out of the queue, as many as go into one request."""
+    """Take the labels that are due from the queue, at most as many as one request can have."""
     batch: list[Due] = []
     while due and len(batch) < LABEL_BATCH and due[0].at <= time.monotonic():
         batch.append(due.popleft())
@@ -90,11 +90,11 @@ async def _print_progress(client: httpx2.AsyncClient, tally: Tally, console: Con
 
 
 async def _describe_f1(client: httpx2.AsyncClient) -> str:
-    """Say what the server's F1 is in its first window."""
+    """Return a phrase with the server's F1 in its first window."""
     try:
         answer = (await client.get("/quality")).raise_for_status().json()
     except (httpx2.HTTPError, ValueError):
-        return "the server does not say its F1"
+        return "F1 not available from the server"
     for result in answer["results"][:1]:
         if result["f1"] is not None:
             return f"F1 {result['f1']:.4f} over {result['window']} ({result['labelled']:,} labels)"

@@ -1,4 +1,4 @@
-"""Send recorded rows through a running server, their labels after a delay, and compare both sides' F1."""
+"""Send recorded rows through a running server, and their labels after a delay; compare the F1 of both sides."""
 
 import asyncio
 import time
@@ -29,12 +29,12 @@ from app.replay.sending import (
 from app.settings import F1Average
 
 WINDOW_PATIENCE_SECONDS = 60.0
-"""How long the closing table waits for the server's own job to have counted the labels."""
+"""How long the final table waits until the server's quality job has counted the labels."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnsweredRow:
-    """An answered row: its prediction, the predicted class as text, and its label, None when it is withheld."""
+    """An answered row: its prediction, the predicted class as text, and its label; None when no label is sent."""
 
     prediction_id: UUID
     predicted: str
@@ -42,7 +42,7 @@ class AnsweredRow:
 
 
 async def run_replay(replay: Replay, console: Console | None = None) -> int:
-    """Run it; return 0 when every row was answered and the two F1 values agree, else 1."""
+    """Send rows and labels; return 0 when every row was answered and both F1 values agree, else 1."""
     console = console or Console()
     rows = load_rows(replay.data, replay.start, replay.rows)
     labels = load_labels(replay.labels)
@@ -79,7 +79,7 @@ async def run_replay(replay: Replay, console: Console | None = None) -> int:
 async def _send_labels(
     client: httpx2.AsyncClient, due: "asyncio.Queue[Due | None]", tally: Tally, advance: Callable[[int], None]
 ) -> None:
-    """Send the label of each answered row when it is due, in batches of what is due by then."""
+    """Send the labels of answered rows when they are due, in batches."""
     batch: list[Due] = []
     while True:
         entry = await due.get()
@@ -99,7 +99,7 @@ async def _send_labels(
 async def _print_comparison(
     client: httpx2.AsyncClient, answers: Sequence[AnsweredRow], tally: Tally, console: Console
 ) -> int:
-    """Print the closing table."""
+    """Print the final table; return the exit status."""
     if not answers:
         console.print(f"no row was answered: {dict(tally.refused)}")
         return 1
@@ -108,7 +108,8 @@ async def _print_comparison(
         if answer.label is not None:
             confusion[answer.label][answer.predicted] += 1
     labelled = sum(answer.label is not None for answer in answers)
-    window = await _wait_for_window(client, labelled, tally)  # by then labels that came ahead of their row have met it
+    # First, so that labels that arrived before their row was stored are applied by the time of the next request.
+    window = await _wait_for_window(client, labelled, tally)
     reported = await _fetch_period(client, answers, tally)
     average: F1Average = reported["average"]
     computed = compute_f1(confusion, average, await _fetch_positive_class(client, tally))
@@ -127,9 +128,9 @@ async def _print_comparison(
 
 
 def _judge(reported: Mapping[str, Any], computed: float | None, labelled: int, tally: Tally, console: Console) -> int:
-    """Say in one line whether the two sides agree; return the exit status."""
+    """Print whether both sides agree; return the exit status."""
     if reported["labelled"] > labelled:
-        console.print("others were labelled meanwhile too: the server's F1 is over more rows than this replay's")
+        console.print("the server's F1 includes rows of other clients from the same time, so the values may differ")
     if tally.refused:
         console.print(f"not answered: {dict(tally.refused)}")
     same = reported["f1"] == computed or (
@@ -140,12 +141,12 @@ def _judge(reported: Mapping[str, Any], computed: float | None, labelled: int, t
 
 
 def _show_f1(value: float | None) -> str:
-    """Show an F1, or that there is none."""
+    """Format an F1; None is shown as `none`."""
     return "none" if value is None else f"{value:.6f}"
 
 
 async def _fetch_period(client: httpx2.AsyncClient, answers: Sequence[AnsweredRow], tally: Tally) -> dict[str, Any]:
-    """Ask for the F1 of exactly the time in which our predictions were made, by their own ids' clock."""
+    """Fetch the result for exactly the time of this replay's predictions, read from their ids."""
     instants = [instant for answer in answers if (instant := read_id_time(answer.prediction_id)) is not None]
     response = await client.get(
         "/quality",
@@ -161,7 +162,7 @@ async def _fetch_period(client: httpx2.AsyncClient, answers: Sequence[AnsweredRo
 
 
 async def _wait_for_window(client: httpx2.AsyncClient, labelled: int, tally: Tally) -> dict[str, Any] | None:
-    """Wait until the server's job has counted our labels in its shortest window; None when it does not."""
+    """Return the server's result for its shortest window once that has our labels; None if this takes too long."""
     deadline = time.monotonic() + WINDOW_PATIENCE_SECONDS
     while time.monotonic() < deadline:
         response = await client.get("/quality", params={"model": tally.model, "version": tally.version})
@@ -174,7 +175,7 @@ async def _wait_for_window(client: httpx2.AsyncClient, labelled: int, tally: Tal
 
 
 async def _fetch_positive_class(client: httpx2.AsyncClient, tally: Tally) -> str | None:
-    """Ask which class `binary` F1 is about."""
+    """Fetch the positive class of the model, which `binary` F1 uses."""
     response = await client.get(f"/models/{tally.model}/versions/{tally.version}")
     positive = response.raise_for_status().json()["positive_class"]
     return None if positive is None else str(positive)

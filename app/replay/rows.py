@@ -1,4 +1,4 @@
-"""What to replay: rows and labels from CSV files, and the plan for them."""
+"""The plan of a replay, and its rows and labels from CSV files."""
 
 import csv
 import gzip
@@ -11,12 +11,12 @@ from app.errors import ScorekeeperError
 
 
 class ReplayError(ScorekeeperError):
-    """The replay cannot go on; the message says why."""
+    """The replay cannot continue; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What to send where: `rows` rows from row `start` on, `rate` per second; the labels of `label_share` of them."""
+    """What to send, and where: `rows` rows from row `start` on, `rate` per second; labels for a share `label_share`."""
 
     url: str
     rows: int
@@ -29,10 +29,10 @@ class Replay:
 
 
 def load_rows(path: Path, start: int, count: int) -> list[dict[str, str]]:
-    """Read `count` rows of a CSV from row `start` on; fewer when it ends."""
+    """Read `count` rows of a CSV file from row `start` on, fewer if the file has fewer."""
     rows = list(itertools.islice(_open_csv(path), start, start + count))
     if not rows:
-        raise ReplayError(f"{path} has no row {start}")
+        raise ReplayError(f"{path} has fewer than {start + 1} rows")
     return rows
 
 
@@ -44,7 +44,7 @@ def check_columns(replay: Replay, row: Mapping[str, str], names: Sequence[str]) 
 
 
 def load_labels(path: Path) -> dict[str, str]:
-    """Read the labels by row id: the first column is the id, the second the label."""
+    """Read {row id: label}: the first column is the id, the second the label."""
     return {values[0]: values[1] for values in (list(row.values()) for row in _open_csv(path))}
 
 

@@ -1,4 +1,4 @@
-"""Send rows at their rate, and labels when they are due."""
+"""Send rows at a rate, and batches of labels."""
 
 import asyncio
 import math
@@ -14,21 +14,21 @@ import httpx2
 from app.replay.rows import ReplayError
 
 MAX_REQUESTS = 32
-"""Requests under way at once; when the server is slower than the rate, the rate is what gives way."""
+"""Most requests at a time; when the server is too slow for the rate, rows are sent more slowly."""
 
 ROW_TRIES = 20
-"""Attempts for a request that the server answers with 503, which asks for patience."""
+"""Attempts for a request that the server answers with 503: try again later."""
 
 LABEL_BATCH = 500
 """Labels sent in one request."""
 
 CATCH_UP_SECONDS = 1.0
-"""How far sending may lag behind its rate and make up for it; after an outage there is no flood of late rows."""
+"""Sending makes up for at most this much delay, so that an outage is not followed by a flood of late rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A label on its way: when to send it, by the monotonic clock, and for which prediction."""
+    """A label to send at a time, by the monotonic clock, for a prediction."""
 
     at: float
     prediction_id: UUID
@@ -37,7 +37,7 @@ class Due:
 
 @dataclass(slots=True)
 class Tally:
-    """What has happened so far."""
+    """Counts of what has happened so far."""
 
     sent: int = 0
     answered: int = 0
@@ -48,7 +48,7 @@ class Tally:
 
 
 async def fetch_feature_names(client: httpx2.AsyncClient) -> list[str]:
-    """Ask the server what its default model wants to know."""
+    """Fetch the names of the features of the server's default model."""
     try:
         response = await client.get("/models")
         answer = response.raise_for_status().json()
@@ -66,7 +66,7 @@ async def send_rows(
     tally: Tally,
     on_answer: Callable[[Mapping[str, str], dict[str, Any] | None], None],
 ) -> None:
-    """Send every row at its time; `on_answer` gets each row with its answer, None when it was refused."""
+    """Send every row at its time; `on_answer` gets each row and its answer, None when it was refused."""
     slots = asyncio.Semaphore(MAX_REQUESTS)
     at = time.monotonic()
 
@@ -90,7 +90,7 @@ async def send_rows(
 async def _predict_row(
     client: httpx2.AsyncClient, row: Mapping[str, str], names: Sequence[str], tally: Tally
 ) -> dict[str, Any] | None:
-    """Post one row; try again while the server asks for patience; None when it is not answered 200."""
+    """Post one row, again while the server answers 503; return the answer, None when it is not 200."""
     body = {"features": {name: float(row[name]) for name in names}, "external_id": row["id"]}
     for _ in range(ROW_TRIES):
         try:
@@ -109,12 +109,12 @@ async def _predict_row(
 
 
 def is_labelled(number: int, share: float) -> bool:
-    """Tell whether the row of this number (from 0) is one of `share` of all, evenly spread."""
+    """Return whether this row (counted from 0) gets a label, when a `share` of the rows, evenly spread, gets one."""
     return math.floor((number + 1) * share) > math.floor(number * share)
 
 
 async def send_label_batch(client: httpx2.AsyncClient, batch: Sequence[Due], tally: Tally) -> httpx2.Response:
-    """Send the labels of `batch`, and count what became of them when they are taken."""
+    """Send the labels of `batch`; count their outcomes when the server takes them."""
     labels = [{"prediction_id": str(entry.prediction_id), "label": entry.label} for entry in batch]
     response = await client.post("/labels", json={"labels": labels})
     if response.status_code == 200:
