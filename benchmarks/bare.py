@@ -1,4 +1,4 @@
-"""The yardstick: an ASGI application that reads the body and answers fixed JSON, and does nothing else."""
+"""The baseline: an ASGI application that reads the body and answers fixed JSON, and does nothing else."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any

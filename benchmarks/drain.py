@@ -1,8 +1,8 @@
 """Rows per second from the spool into PostgreSQL after an outage: `python benchmarks/drain.py`.
 
-A spool is filled as a busy server fills it, 32 rows a group; then a shipper, on the first core, brings it into an empty
-database, PostgreSQL on the second core: with the full schema, and without the trigger that keeps the quality ledger, in
-turn. Also printed: the medians, and how the process's memory grew meanwhile.
+The spool is filled as by a busy server, 32 rows per group. Then a shipper on the first core ships it to an empty
+database on the second core, in turn with the full schema and without the trigger that fills the quality ledger. Also
+printed: the medians, and the growth of the process's memory.
 """
 
 import argparse
@@ -28,7 +28,7 @@ NAMES = ("car_value", "debt_to_income_ratio", "loan_length", "driver_tenure", "s
 
 
 async def fill(log: PredictionLog, rows: int) -> None:
-    """Append `rows` rows in groups while PostgreSQL is away; scores are as mixed as a calibrated model's."""
+    """Append `rows` rows in groups while PostgreSQL is unreachable; scores vary like a calibrated model's."""
     chance = random.Random(0)
     for _ in range(rows // GROUP_ROWS):
         clock_ms = read_clock_ms()
@@ -52,7 +52,7 @@ async def fill(log: PredictionLog, rows: int) -> None:
 
 
 async def measure(url: str, directory: Path, rows: int, *, ledger: bool) -> float:
-    """Fill, then drain, then print; return rows per second."""
+    """Fill a spool, drain it, and print the result; return rows per second."""
     nowhere = "postgresql://nobody@127.0.0.1:1/none"
     async with open_pool(nowhere, 1) as pool, open_log(pool, "os", directory, 1 << 40, print) as log:
         await fill(log, rows)
@@ -78,7 +78,7 @@ async def measure(url: str, directory: Path, rows: int, *, ledger: bool) -> floa
 
 
 def main() -> None:
-    """Measure both in turn; the database is new each time."""
+    """Measure both variants in turn, with a new database each time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=320_000)
     parser.add_argument("--rounds", type=int, default=3)

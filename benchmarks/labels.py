@@ -1,7 +1,8 @@
 """Labels per second through POST /labels as NDJSON, for stored predictions: `python benchmarks/labels.py`.
 
-The server runs on the first core; PostgreSQL and the clients, which send bodies made before, on the second. Every round
-stores predictions and labels each once, then corrects each label once: as they were predicted, then in random order.
+The server runs on the first core, PostgreSQL and the clients on the second; the bodies are made in advance. Each round
+stores predictions, labels each of them once, then corrects each label once: first in the order of the predictions, then
+in random order.
 """
 
 import argparse
@@ -31,7 +32,7 @@ FEATURES = {"car_value": 12638.0, "debt_to_income_ratio": 0.4879, "loan_length":
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What taking some labels cost."""
+    """The time and CPU time for taking some labels."""
 
     seconds: float
     server_seconds: float
@@ -40,7 +41,7 @@ class Round:
 
 
 async def store_predictions(connection: asyncpg.Connection, count: int) -> list[UUID]:
-    """Store rows of the demo model as the log does; return their ids."""
+    """Store rows of the demo model in the same way as the log; return their ids."""
     ids = []
     for start in range(0, count, 1000):
         clock_ms = read_clock_ms()
@@ -55,7 +56,7 @@ async def store_predictions(connection: asyncpg.Connection, count: int) -> list[
 
 
 def make_bodies(ids: Sequence[UUID], label: int, observed_at: datetime, batch: int) -> list[bytes]:
-    """Make the bodies that label each of `ids` once."""
+    """Make request bodies that label each of `ids` once, `batch` labels in each body."""
     lines = [
         msgspec.json.encode(
             {"prediction_id": key, "label": label, "observed_at": observed_at + timedelta(milliseconds=at)}
@@ -66,7 +67,7 @@ def make_bodies(ids: Sequence[UUID], label: int, observed_at: datetime, batch: i
 
 
 async def send(bodies: Sequence[bytes], clients: int) -> dict[str, int]:
-    """Post all bodies on `clients` connections; return the sums of the counts."""
+    """Post all bodies on `clients` connections; return the sums of the answered counts."""
     waiting, sums = list(reversed(bodies)), dict[str, int]()
 
     async def work(client: httpx2.AsyncClient) -> None:
@@ -83,7 +84,7 @@ async def send(bodies: Sequence[bytes], clients: int) -> dict[str, int]:
 
 
 async def measure(bodies: Sequence[bytes], clients: int, server: int, postmaster: int) -> Round:
-    """Send, and read clocks before and after."""
+    """Send the bodies, and read the clocks before and after."""
     started, server_before, postgres_before = time.monotonic(), read_cpu_seconds(server), read_tree_seconds(postmaster)
     counts = await send(bodies, clients)
     seconds = time.monotonic() - started
@@ -92,13 +93,13 @@ async def measure(bodies: Sequence[bytes], clients: int, server: int, postmaster
 
 
 def read_tree_seconds(pid: int) -> float:
-    """User and system time of a process and its children."""
+    """Return the user and system time of a process and its children, in seconds."""
     children = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit() and read_parent(path) == pid]
     return read_cpu_seconds(pid) + sum(read_cpu_seconds(child) for child in children)
 
 
 def read_parent(process: Path) -> int | None:
-    """Return a process's parent; None when it has just ended."""
+    """Return the pid of a process's parent, None when the process has just ended."""
     try:
         return int((process / "stat").read_text().rpartition(")")[2].split()[1])
     except FileNotFoundError:
@@ -106,7 +107,7 @@ def read_parent(process: Path) -> int | None:
 
 
 def report(name: str, one: Round) -> None:
-    """Print a line."""
+    """Print a line of the table."""
     labels = one.counts["received"]
     counts = ", ".join(
         f"{count:,} {outcome}" for outcome, count in one.counts.items() if count and outcome != "received"
@@ -146,10 +147,10 @@ def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--labels", type=int, default=100_000, help="of each kind, in each round")
+    parser.add_argument("--labels", type=int, default=100_000, help="labels of each kind in each round")
     parser.add_argument("--batch", type=int, default=5_000, help="labels in one body")
     parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("--days", type=int, default=0, help="how many days of partitions there are, in steps of 200")
+    parser.add_argument("--days", type=int, default=0, help="days that have partitions, in steps of 200")
     options = parser.parse_args()
     os.sched_setaffinity(0, {1})
     with database() as url, tempfile.TemporaryDirectory() as directory:

@@ -1,9 +1,9 @@
-"""Latency at a fixed arrival rate, whatever the server does: `python benchmarks/open_loop.py --rate 13000`.
+"""Latency at a fixed arrival rate, however slow the server is: `python benchmarks/open_loop.py --rate 13000`.
 
-Requests are due at their times; wrk sends each on the next connection that is idle, or later, which is counted. With
---overload the model is slow, the capacity is measured first, and three times as many requests are due from a generator
-of our own, which counts a request's latency from the time at which it was due and gives up one that found no connection
-within a second.
+Each request has a time at which it is due. wrk sends it on an idle connection; requests that are sent late because no
+connection is idle are counted. With --overload the model is slow: the benchmark measures the capacity first, then sends
+three times as many requests with its own generator. This measures latency from the time at which a request is due, and
+gives up a request that finds no connection within a second.
 """
 
 import argparse
@@ -27,13 +27,12 @@ from slow_model import write_slow_model
 
 CONNECTIONS = 64
 OVERLOAD_CONNECTIONS = 900
-"""Fewer than the server's limit, so that what is refused is refused for want of capacity."""
+"""Fewer than the server's limit of connections, so that requests are refused only because of the overload."""
 
 PATIENCE_SECONDS = 1.0
 
 SLOW = b'{"instances": [%b]}' % b", ".join([b"[1.0, 2.0]"] * 20)
-"""So many rows that a second's work waits before every connection does."""
-
+"""A body with so many rows that the limit of a second's waiting work is reached before all connections are in use."""
 
 PACE = """
 local ffi = require("ffi")
@@ -59,12 +58,12 @@ done = function(summary, latency, requests)
     latency:percentile(99), latency:percentile(99.9), latency.max, thread:get("late"), thread:get("latest") * 1e3))
 end
 """
-"""Gives each request its time, RATE a second whatever the answers take; wrk waits until then, to the millisecond."""
+"""Sends RATE requests per second, however slow the answers are: wrk waits for each request's time, to 1 ms."""
 
 
 @dataclass(frozen=True, slots=True)
 class Paced:
-    """A run of wrk at a rate; `late` requests found no idle connection within a millisecond of their time."""
+    """A run of wrk at a rate; `late` is the number of requests that were sent more than 1 ms late."""
 
     answered: int
     seconds: float
@@ -91,7 +90,7 @@ def run_paced(port: int, rate: float, seconds: int, directory: Path) -> Paced:
 
 
 class Load:
-    """Requests to one server at one rate, and what became of them: latencies in seconds by status."""
+    """Requests to one server at one rate, and their results: latencies in seconds by status, and lost requests."""
 
     def __init__(self, body: bytes) -> None:
         head = (
@@ -104,7 +103,7 @@ class Load:
         self.waiting: deque[float] = deque()
 
     def send_due(self) -> None:
-        """Send what waits, as far as there are connections; give up what waited too long."""
+        """Send waiting requests while there are idle connections; give up those that have waited too long."""
         while self.waiting and time.perf_counter() - self.waiting[0] > PATIENCE_SECONDS:
             self.waiting.popleft()
             self.lost["given up"] += 1
@@ -112,7 +111,7 @@ class Load:
             self.idle.popleft().send(self.waiting.popleft())
 
     async def run(self, port: int, rate: float, seconds: float, connections: int) -> None:
-        """Have requests due at `rate` for `seconds`, and wait for the last answers."""
+        """Send requests at `rate` for `seconds`, and wait for the last answers."""
         loop = asyncio.get_running_loop()
         clients = [
             (await loop.create_connection(lambda: Client(self), "127.0.0.1", port))[1] for _ in range(connections)
@@ -131,7 +130,7 @@ class Load:
 
 
 class Client(asyncio.Protocol):
-    """One connection, with one request on its way or none."""
+    """One connection, with at most one request at a time."""
 
     def __init__(self, load: Load) -> None:
         self.load = load
@@ -139,8 +138,8 @@ class Client(asyncio.Protocol):
         self.rest = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Be ready."""
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's is of no asyncio class
+        """Join the idle connections."""
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's class is not a subclass of asyncio's
         self.load.idle.append(self)
 
     def send(self, due: float) -> None:
@@ -149,7 +148,7 @@ class Client(asyncio.Protocol):
         self.transport.write(self.load.request)
 
     def data_received(self, data: bytes) -> None:
-        """Take the answer off the stream, and send the next request that waits."""
+        """Take a complete answer from the stream, and send the next request that waits."""
         self.rest += data
         end = self.rest.find(b"\r\n\r\n")
         head = self.rest[:end].lower()
@@ -163,7 +162,7 @@ class Client(asyncio.Protocol):
 
 
 def run_load(port: int, body: bytes, rate: float, seconds: float, connections: int) -> Load:
-    """Send for `seconds`, after a second that does not count."""
+    """Send for `seconds`, after a warm-up of one second."""
     uvloop.run(Load(body).run(port, rate, 1, connections))
     load = Load(body)
     uvloop.run(load.run(port, rate, seconds, connections))
@@ -194,7 +193,7 @@ def print_row(name: str, rate: float, load: Load, seconds: float) -> None:
 
 
 def main() -> None:
-    """Measure each level at the rate, or the overload, and print a table."""
+    """Measure each level at the rate or under overload, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=13000)
     parser.add_argument("--seconds", type=int, default=20)
@@ -226,7 +225,7 @@ def measure_level(level: str, port: int, environment: Mapping[str, str], options
                 level, options.rate, run_paced(port, options.rate, options.seconds, Path(environment["DATA_DIR"]))
             )
             return
-        full = run_load(port, SLOW, 1000, 5, 16)  # more than it can do, from few enough clients for all to be taken
+        full = run_load(port, SLOW, 1000, 5, 16)  # above capacity, with so few clients that none is refused
         capacity = len(full.latencies[b"200"]) / 5
         print_row(f"{level}, capacity", capacity, full, 5)
         over = run_load(port, SLOW, 3 * capacity, options.seconds, OVERLOAD_CONNECTIONS)

@@ -1,9 +1,9 @@
-"""POST /predict, single rows, as a share of a bare uvicorn: `python benchmarks/predict.py`.
+"""POST /predict with single rows, compared with a bare uvicorn: `python benchmarks/predict.py`.
 
-The server runs on the first core; wrk and PostgreSQL on the second. Rounds of the servers are interleaved; the figure
-is the CPU time that the server process takes per request, bare over ours, the median of the rounds. The server is as
-it is shipped, with its access log, which goes to a file; `quiet` is the same without. `--before DIR` has a second
-checkout, such as a worktree of the commit before, in the same rounds (`before` and `before, quiet`).
+The server runs on the first core, wrk and PostgreSQL on the second. The servers take turns. The result is a ratio of
+CPU time per request in the server process, bare server / this server, the median of the rounds. The server has its
+shipped settings, with the access log going to a file; `quiet` has no access log. `--before DIR` measures a second
+checkout, such as a worktree of an earlier commit, in the same rounds (`before` and `before, quiet`).
 """
 
 import argparse
@@ -52,7 +52,7 @@ class Round:
 
 
 def measure(servers: Mapping[str, tuple[str, int]], connections: int, seconds: int, script: Path) -> dict[str, Round]:
-    """Run wrk once against each server, given as name -> (url, pid)."""
+    """Run wrk once against each server; `servers` is {name: (url, pid)}."""
     rounds = {}
     for name, (url, pid) in servers.items():
         before = read_cpu_seconds(pid)
@@ -80,16 +80,16 @@ def measure(servers: Mapping[str, tuple[str, int]], connections: int, seconds: i
 
 
 def read_cpu_seconds(pid: int) -> float:
-    """User and system time of a process with all its threads, in seconds; of its children none."""
+    """Return the user and system time of a process with all its threads, without its children, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
 def serve(application: str, port: int, environment: Mapping[str, str], directory: Path) -> Iterator[int]:
-    """Run a server on the server's core until exit; yield its process id.
+    """Run a server on the server's core until exit; yield its pid.
 
-    `app:main` is ours as in production, `unlogged` the same without a log; any other is run by uvicorn.
+    `app:main` is this server as in production, `unlogged` the same without a log; uvicorn runs any other application.
     """
     command = ["taskset", "-c", SERVER_CORE, sys.executable]
     match application:
@@ -102,7 +102,7 @@ def serve(application: str, port: int, environment: Mapping[str, str], directory
     command += ["--port", str(port)]
     environment = {**os.environ, "PYTHONPATH": str(directory), **environment}
     if environment.get("ACCESS_LOG") == "false" and takes_flag(command, "--no-access-log", environment, directory):
-        command += ["--no-access-log"]  # of a checkout from before the setting
+        command += ["--no-access-log"]  # a checkout that is older than the setting
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, cwd=directory, env=environment, stderr=log)
         try:
@@ -114,7 +114,7 @@ def serve(application: str, port: int, environment: Mapping[str, str], directory
 
 
 def takes_flag(command: Sequence[str], flag: str, environment: Mapping[str, str], directory: Path) -> bool:
-    """Return whether a command says that it has a flag."""
+    """Return whether the help of a command mentions a flag."""
     asked = subprocess.run(
         [*command, "--help"], cwd=directory, env=environment, capture_output=True, text=True, check=False
     )
@@ -142,7 +142,7 @@ def database() -> Iterator[str]:
 
 
 def wait_for(url: str) -> None:
-    """Wait until somebody answers 200, for a minute at most."""
+    """Wait until the server answers 200; raise TimeoutError after a minute."""
     for _ in range(600):
         try:
             urllib.request.urlopen(url, timeout=2).close()
@@ -154,7 +154,7 @@ def wait_for(url: str) -> None:
 
 
 def report(results: Sequence[dict[str, Round]], connections: int) -> None:
-    """Print a line per server: medians over the rounds."""
+    """Print a line per server with the medians of the rounds."""
     by_name: defaultdict[str, list[Round]] = defaultdict(list)
     shares: defaultdict[str, list[float]] = defaultdict(list)
     for rounds in results:
@@ -174,7 +174,7 @@ def report(results: Sequence[dict[str, Round]], connections: int) -> None:
 
 
 def list_servers(levels: Sequence[str], before: Path | None) -> list[tuple[str, str, str, Path]]:
-    """Return (name, level, ACCESS_LOG, checkout) of each server of ours."""
+    """Return (name, level, ACCESS_LOG, checkout) of each server that is compared with the bare one."""
     checkouts = [("", ROOT), *([("before, ", before.resolve())] if before else [])]
     return [
         (f"{whose}{level}{quiet}", level, access_log, checkout)

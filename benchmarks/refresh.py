@@ -1,10 +1,10 @@
 """Time of the quality job by the size of the log: `python benchmarks/refresh.py`.
 
-For each size a new database, on the second core, gets that many predictions, spread over the last seven days, four
-fifths of them labelled; their ledger is made from the rows as `quality rebuild` does it. Then, in turn: 1,000 new
-predictions and labels, and one refresh of the windows 1h, 24h and 7d. The time of each step is the caller's: it holds
-the server's time and that of sending and reading, the shortest of 15, since the machine may be busy with others.
-Beside it: the same sums from the rows, without the ledger, once.
+For each size, a new database on the second core gets that many predictions, spread over the last seven days, four
+fifths of them labelled; their ledger is built from the rows as in `quality rebuild`. Then 15 times: 1,000 new
+predictions with labels, and one refresh of the windows 1h, 24h and 7d. The time of a step is measured in the client, so
+it includes sending and reading; the shortest of the 15 is reported, since the machine may be busy. For comparison, the
+same sums are computed once from the rows, without the ledger (`scan`).
 """
 
 import argparse
@@ -57,7 +57,7 @@ ON CONFLICT DO NOTHING
 
 
 async def fill(connection: asyncpg.Connection, rows: int) -> None:
-    """Write a week of labelled predictions without triggers, then make their ledger."""
+    """Write a week of labelled predictions without triggers, then build their ledger."""
     now = datetime.now(UTC)
     await make_partitions(connection, (now - WEEK - DAY).date(), (now + DAY).date())
     await register_version(connection, "car-loan", "1", "0" * 64, [0, 1], "1", [{"name": "f0", "type": "number"}])
@@ -97,7 +97,7 @@ async def refresh(connection: asyncpg.Connection) -> dict[str, float]:
 
 
 async def measure(url: str, rows: int) -> dict[str, float]:
-    """Fill, refresh many times, scan once; return the shortest times in milliseconds."""
+    """Fill the database, refresh many times, scan once; return the shortest times in milliseconds."""
     await upgrade_schema(url)
     connection = await asyncpg.connect(url)
     try:
@@ -116,7 +116,7 @@ async def measure(url: str, rows: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure each size, and print a table."""
+    """Measure each size and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000])
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""A classifier that takes about a millisecond per row, to overload a server with few requests."""
+"""A classifier that needs about a millisecond per row, to overload a server with few requests."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ SIZE, LAYERS = 1024, 12
 
 
 def write_slow_model(directory: Path) -> Path:
-    """Write a repository with one model of two features, and return its path."""
+    """Write a repository with one model of two features; return its path."""
     file = directory / "slow" / "1" / "model.onnx"
     file.parent.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)

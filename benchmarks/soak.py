@@ -1,8 +1,8 @@
-"""Ten minutes at half of capacity; nothing may grow without end: `python benchmarks/soak.py --rate 13000`.
+"""Ten minutes at half the capacity, in which nothing may grow without limit: `python benchmarks/soak.py --rate 13000`.
 
-Prints a line a minute. What is shipped stays in the spool for five minutes, to be offered again after a failover, so
-the spool grows for that long and then stays; everything else is level after the first minute. With --away PostgreSQL
-is not there: the spool grows until it is full, which must cost no memory, and then requests are refused.
+Prints a line per minute. Shipped segments stay in the spool for five minutes, to be offered again after a failover: the
+spool grows for that time and then stays as it is. Everything else is constant after the first minute. With --away,
+PostgreSQL is unreachable: the spool grows until it is full, without using more memory, and then requests are refused.
 """
 
 import argparse
@@ -23,7 +23,7 @@ NOBODY = "postgresql://user:password@127.0.0.1:1/mlops"
 
 
 def sample(pid: int, spool: Path) -> str:
-    """Describe the server's process and spool."""
+    """Return the cells of a line: memory, descriptors, segments, spool and pending rows."""
     status = Path(f"/proc/{pid}/status").read_text()
     resident = re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)
     assert resident is not None
@@ -37,7 +37,7 @@ def sample(pid: int, spool: Path) -> str:
 
 
 def watch(pid: int, spool: Path, minutes: int) -> None:
-    """Print a line a minute."""
+    """Print a line per minute."""
     print("| minute | resident MiB | descriptors | segments | spool MiB | pending rows |\n|---|---|---|---|---|---|")
     for minute in range(minutes + 1):
         print(f"| {minute} | {sample(pid, spool)} |", flush=True)
@@ -45,7 +45,7 @@ def watch(pid: int, spool: Path, minutes: int) -> None:
 
 
 def main() -> None:
-    """Load and watch."""
+    """Send requests, watch the server, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=13000)
     parser.add_argument("--minutes", type=int, default=10)

@@ -1,4 +1,4 @@
-"""From the start of the process to ready, and its memory then: `python benchmarks/start.py`."""
+"""Time from the start of the server's process until it is ready, and its memory: `python benchmarks/start.py`."""
 
 import os
 import re
@@ -18,7 +18,7 @@ PORT, STARTS = 9401, 7
 
 
 def start(environment: dict[str, str]) -> tuple[float, float]:
-    """Start a server and end it; return seconds to ready and resident MiB."""
+    """Start a server and stop it; return the seconds until it was ready, and its resident MiB."""
     began = time.perf_counter()
     command = [sys.executable, "-m", "app", "serve", "--port", str(PORT)]
     quiet = subprocess.DEVNULL
@@ -39,7 +39,7 @@ def start(environment: dict[str, str]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Start it several times on a database of its own that runs already; the first start, which migrates, is apart."""
+    """Start a server several times on a running database; report the first start, which migrates, separately."""
     with database() as url, tempfile.TemporaryDirectory() as directory:
         starts = [start({"DATABASE_URL": url, "DATA_DIR": directory}) for _ in range(STARTS + 1)]
     seconds, memory = zip(*starts[1:], strict=True)

@@ -1,4 +1,4 @@
-"""The server without its promise, for comparison: `python unlogged.py serve ...` answers, and forgets the rows."""
+"""The server without its log, for comparison: `python unlogged.py serve ...` answers and stores no rows."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from app.prediction_log.spooled_log import SpooledLog
 
 
 async def forget(self: PredictionLog, rows: Sequence[Rows]) -> None:
-    """Promise nothing."""
+    """Store nothing."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Make the recorded rows under demo/data/ from NannyML's wheel: ``python demo/prepare.py WHEEL_OR_UNPACKED_FOLDER``."""
+"""Make the recorded rows in demo/data/ from NannyML's wheel: ``python demo/prepare.py WHEEL_OR_UNPACKED_FOLDER``."""
 
 import argparse
 import csv
@@ -17,14 +17,14 @@ SOURCE = "nannyml/datasets/data/synthetic_car_loan_{}.csv"
 LICENSE_SOURCE = "nannyml-0.13.1.dist-info/LICENSE"
 
 FEATURES = ("car_value", "debt_to_income_ratio", "loan_length", "driver_tenure", "size_of_downpayment")
-"""The numeric columns, in the order in which the model takes them."""
+"""The numeric columns, in the order of the model's features."""
 
 
 def main() -> None:
     """Read the arguments and make the files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("wheel", type=Path, help="nannyml-0.13.1-py3-none-any.whl, or the folder it is unpacked in")
-    parser.add_argument("--output", type=Path, default=DEMO, help="folder to write to (default: the script's own)")
+    parser.add_argument("--output", type=Path, default=DEMO, help="folder to write to (default: that of the script)")
     arguments = parser.parse_args()
     if arguments.wheel.is_dir():
         prepare(arguments.wheel, arguments.output)
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def prepare(wheel: Traversable, output: Path) -> None:
-    """Write the three data files and NannyML's licence from an open wheel into ``output``."""
+    """Write the three data files and NannyML's licence from an open wheel to ``output``."""
     (output / "data").mkdir(parents=True, exist_ok=True)
     for name, columns in (
         ("reference", (*FEATURES, "repaid")),
@@ -47,7 +47,7 @@ def prepare(wheel: Traversable, output: Path) -> None:
 
 
 def read_rows(source: Traversable, columns: Iterable[str]) -> Iterator[list[str]]:
-    """Yield the wanted columns of one CSV file, every number in its shortest form."""
+    """Yield these columns of one CSV file, every number in its shortest form."""
     with source.open("r", encoding="utf-8") as lines:
         for row in csv.DictReader(lines):
             yield [row[column] if column == "timestamp" else shorten(row[column]) for column in columns]
@@ -56,13 +56,13 @@ def read_rows(source: Traversable, columns: Iterable[str]) -> Iterator[list[str]
 def shorten(number: str) -> str:
     """Return the shortest decimal with the same float32 as ``number``: "40%" is 40, "1.0" is 1.
 
-    The model takes float32, so the digits dropped here are digits it never sees.
+    The model takes float32, so it would never see the digits that are dropped here.
     """
     return str(np.float32(number.removesuffix("%"))).removesuffix(".0")
 
 
 def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """Write a gzipped CSV file whose bytes depend on its rows alone: no name and no time in the gzip header."""
+    """Write a gzipped CSV file whose bytes depend only on its rows: no name and no time in the gzip header."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

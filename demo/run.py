@@ -1,4 +1,4 @@
-"""`make demo`: the server, PostgreSQL, Prometheus if it is installed, and a replay without an end, until Ctrl-C."""
+"""`make demo`: run the server, PostgreSQL, Prometheus if it is installed, and an endless replay, until Ctrl-C."""
 
 import argparse
 import asyncio
@@ -16,13 +16,13 @@ import httpx2
 ROOT = Path(__file__).parent.parent
 
 READY_SECONDS = 120.0
-"""For the first start, which makes a database."""
+"""Limit for the start of the server; the first start creates a database."""
 
 STOP_SECONDS = 45.0
-"""What the server may need to stop, at worst."""
+"""Limit for a process to stop; the server needs this long at most."""
 
 REPLAY = ("--loop", "--rate=20", "--start=19000", "--rows=12000", "--label-delay=20", "--label-share=0.9")
-"""As in compose.yaml: a turn takes ten minutes; half-way the data drifts."""
+"""As in compose.yaml: one pass over the rows takes ten minutes; the data drifts in its second half."""
 
 SETTINGS = {
     "QUALITY_WINDOWS": "5m,1h,24h",
@@ -31,17 +31,17 @@ SETTINGS = {
     "RETENTION_DAYS": "7",
     "ACCESS_LOG": "false",
 }
-"""As in compose.yaml, unless the environment says otherwise: short windows move."""
+"""As in compose.yaml, unless the environment has other values: short windows make changes visible."""
 
 NO_PROMETHEUS = (
-    "no Prometheus is installed: the demo runs without (Debian, Ubuntu: apt install prometheus; macOS: brew)"
+    "Prometheus is not installed, the demo runs without it (Debian, Ubuntu: apt install prometheus; macOS: brew)"
 )
 
 
 async def main() -> int:
-    """Start one after the other, wait for Ctrl-C or for one to end by itself, and stop them in reverse."""
+    """Start the processes in order, wait for Ctrl-C or for one of them to end, and stop them in reverse order."""
     parser = argparse.ArgumentParser(prog="demo/run.py", description=__doc__)
-    parser.add_argument("--port", type=int, default=8000, help="of the server")
+    parser.add_argument("--port", type=int, default=8000, help="the port of the server")
     parser.add_argument("--prometheus-port", type=int, default=9090)
     options = parser.parse_args()
     stopping = asyncio.Event()
@@ -59,14 +59,14 @@ async def main() -> int:
         if command := prepare_prometheus(options.port, options.prometheus_port):
             processes.append(await stack.enter_async_context(running(*command)))
         processes.append(await stack.enter_async_context(running(*app, "replay", f"--url={server}", *REPLAY)))
-        say(f"the model, live: {server}; labels come 20 s after their predictions")
+        say(f"the model's page: {server}; labels come 20 s after their predictions")
         say(f"Prometheus: http://127.0.0.1:{options.prometheus_port}" if command else NO_PROMETHEUS)
-        say("Ctrl-C ends all of it; what it stored stays in DATA_DIR (./data)")
+        say("Ctrl-C stops everything; the data stays in DATA_DIR (./data)")
         return await wait_end(processes, stopping)
 
 
 def prepare_prometheus(app_port: int, port: int) -> tuple[str, ...] | None:
-    """Write prometheus.yml with the addresses of this demo, and return the command; None when it is not installed."""
+    """Write prometheus.yml with this demo's addresses; return the command, None when Prometheus is not installed."""
     program = shutil.which("prometheus")
     if program is None:
         return None
@@ -89,7 +89,7 @@ def prepare_prometheus(app_port: int, port: int) -> tuple[str, ...] | None:
 async def running(
     *command: str, environment: dict[str, str] | None = None
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run a process until exit, out of the reach of the terminal's Ctrl-C: we stop it in its turn."""
+    """Run a process until exit, in its own session: Ctrl-C must not reach it, since processes stop in order."""
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment, start_new_session=True)
     try:
         yield process
@@ -105,7 +105,7 @@ async def running(
 
 
 async def wait_ready(server: str, process: asyncio.subprocess.Process, stopping: asyncio.Event) -> bool:
-    """Wait until the server is ready; False when it has ended, takes too long, or somebody wants to end it."""
+    """Wait until the server is ready; return False when it has ended, takes too long, or the demo is to stop."""
     deadline = time.monotonic() + READY_SECONDS
     async with httpx2.AsyncClient(base_url=server, timeout=5) as client:
         while process.returncode is None and not stopping.is_set() and time.monotonic() < deadline:
@@ -119,20 +119,20 @@ async def wait_ready(server: str, process: asyncio.subprocess.Process, stopping:
 
 
 async def wait_end(processes: list[asyncio.subprocess.Process], stopping: asyncio.Event) -> int:
-    """Wait for a signal, or for a process that ends by itself, which ends the demo with status 1."""
+    """Wait for a signal (status 0), or until a process ends by itself (status 1); return the exit status."""
     waiters = [asyncio.create_task(process.wait()) for process in processes]
     signalled = asyncio.create_task(stopping.wait())
     await asyncio.wait([*waiters, signalled], return_when=asyncio.FIRST_COMPLETED)
     for process in processes:
         if process.returncode is not None and not stopping.is_set():
-            say(f"a part of the demo has ended with status {process.returncode}; so does the rest")
+            say(f"a process of the demo has ended with status {process.returncode}; the demo stops")
     for task in (*waiters, signalled):
         task.cancel()
     return int(not stopping.is_set())
 
 
 def say(line: str) -> None:
-    """Print a line for the person who looks on."""
+    """Print a line for the user."""
     print(f"demo: {line}", flush=True)
 
 

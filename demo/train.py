@@ -1,8 +1,7 @@
 """Train the demo model on the recorded reference rows and write it as ONNX: ``python demo/train.py [--output PATH]``.
 
-The newest fifth of the reference rows is held out. ``training_f1`` in the metadata is the F1 score, on these held-out
-rows and at the decision threshold, of the very model that is written. The same rows and package versions give the
-same bytes.
+The newest fifth of the reference rows is held out. ``training_f1`` in the metadata is the F1 score of the written model
+on these rows, at the decision threshold. The same rows and package versions give the same bytes.
 """
 
 import argparse
@@ -23,13 +22,13 @@ REFERENCE = DEMO / "data" / "reference.csv.gz"
 MODEL = DEMO / "models" / "car-loan" / "1" / "model.onnx"
 
 HELD_OUT_ROWS = 10_000
-"""Rows at the end of the reference data that the model does not learn from: a fifth, F1 to about 0.005."""
+"""Rows at the end of the reference data that are not used for training: a fifth; F1 is exact to about 0.005."""
 
 DECISION_THRESHOLD = 0.5
-"""Probability from which a loan counts as repaid; the classes are equally frequent."""
+"""A loan with at least this probability is predicted as repaid; the classes are equally frequent."""
 
 TARGET_OPSET = {"": 16, "ai.onnx.ml": 1}
-"""Operator sets of the written graph: all that a tree ensemble needs, so that old runtimes load it too."""
+"""Operator sets of the written graph: old ones that have all that a tree ensemble needs, for old runtimes too."""
 
 Rows = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -59,9 +58,9 @@ def read_reference(path: Path = REFERENCE) -> tuple[list[str], Rows, Labels]:
 
 
 def fit(features: Rows, labels: Labels) -> GradientBoostingClassifier:
-    """Train the classifier: few and shallow trees, since it must be small in git and fast on one row."""
-    # HistGradientBoostingClassifier would train faster, but skl2onnx 1.20 cannot convert it with onnx 1.23: it writes
-    # the missing-value flags of the nodes as booleans, which onnx refuses.
+    """Train the classifier: few and shallow trees, because it must be small in git and fast on one row."""
+    # HistGradientBoostingClassifier would train faster, but skl2onnx 1.20 cannot convert it with onnx 1.23: skl2onnx
+    # writes the missing-value flags of the nodes as booleans, which onnx refuses.
     classifier = GradientBoostingClassifier(
         n_estimators=30, max_depth=6, learning_rate=0.3, subsample=0.5, min_samples_leaf=20, random_state=0
     )

@@ -1,4 +1,4 @@
-"""Run the migrations on the database of the settings, one process at a time, in one transaction."""
+"""Run the migrations on the configured database, in one transaction, one process at a time."""
 
 import asyncio
 import sys
@@ -15,11 +15,11 @@ from app.errors import StartupError
 from app.settings import Settings
 
 MIGRATION_LOCK = 0x53434F5245
-"""Key of the advisory lock that lets one process migrate at a time ("SCORE" in ASCII)."""
+"""Key of the advisory lock with which only one process migrates at a time ("SCORE" in ASCII)."""
 
 
 def migrate(connection: Connection) -> None:
-    """Run in a transaction that holds the lock, so that a later process finds the work done. Waits at most 60 s."""
+    """Migrate in a transaction that holds the lock; a process that waits for it (at most 60 s) finds nothing to do."""
     context.configure(connection=connection, target_metadata=None)
     with context.begin_transaction():
         connection.execute(text("SET LOCAL lock_timeout = '60s'"))
@@ -28,7 +28,7 @@ def migrate(connection: Connection) -> None:
 
 
 async def migrate_online() -> None:
-    """Connect by asyncpg itself, which takes DSNs that SQLAlchemy's URL does not, such as several hosts."""
+    """Connect and migrate. asyncpg connects, because it accepts DSNs with several hosts, unlike SQLAlchemy's URLs."""
     settings = Settings.from_env()
     async with open_database_url(settings.database_url, settings.data_dir) as url:
 

@@ -52,7 +52,7 @@ $$
 
 
 def upgrade() -> None:
-    """Make everything; the writer of the log makes the first partitions when it starts."""
+    """Create everything but partitions: the server creates the first ones when it starts."""
     op.execute(PREDICTION_ID_AT)
     op.execute(
         "COMMENT ON FUNCTION prediction_id_at IS 'Smallest prediction_id of a prediction made at or after this time: "
@@ -67,7 +67,7 @@ def upgrade() -> None:
 
 
 def create_model_version() -> None:
-    """Make the table of every version ever served, so that its rows stay readable when its file is gone."""
+    """Create the table of all versions that were ever served, to read their rows even after their files are gone."""
     op.create_table(
         "model_version",
         sa.Column("name", sa.Text, primary_key=True),
@@ -81,7 +81,7 @@ def create_model_version() -> None:
 
 
 def create_prediction_log() -> None:
-    """Make the log, partitioned by day of the UUIDv7; a default partition would block making the range later."""
+    """Create the log, partitioned by the day in the UUIDv7. A default partition would block adding its ranges later."""
     op.create_table(
         "prediction_log",
         sa.Column("prediction_id", pg.UUID, primary_key=True, comment="UUIDv7: identity, time order, partition key"),
@@ -107,7 +107,7 @@ def create_prediction_log() -> None:
 
 
 def create_labels() -> None:
-    """Make tables of the label in force, every label received, and those whose prediction is not stored yet."""
+    """Create the tables of current labels, of all received labels, and of labels without a stored prediction yet."""
     op.create_table(
         "prediction_label",
         sa.Column("prediction_id", pg.UUID, primary_key=True),
@@ -150,7 +150,7 @@ def create_labels() -> None:
 
 
 def create_quality_result() -> None:
-    """Make the table of the latest result per model, version and window; every replica exports it."""
+    """Create the table of the latest result per model, version and window, which every replica exports."""
     op.create_table(
         "quality_result",
         sa.Column("model_name", sa.Text, primary_key=True),
@@ -169,7 +169,7 @@ def create_quality_result() -> None:
 
 
 def downgrade() -> None:
-    """Drop everything, data included."""
+    """Drop everything, including the data."""
     op.execute("DROP FUNCTION make_prediction_partitions")
     for table in ("quality_result", "pending_label", *reversed(PARTITIONED), "model_version"):
         op.drop_table(table)

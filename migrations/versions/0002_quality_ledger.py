@@ -1,7 +1,7 @@
-"""The quality ledger: counts of the log and its labels, kept by triggers; retention; results with bounds and history.
+"""The quality ledger, with counts of predictions and labels by triggers; retention; results with bounds and history.
 
-The rows that are there already are counted too: writers wait meanwhile, about 2 s per million rows. The quality job of
-a replica that runs the release before this one fails until that replica is replaced; predictions and labels go on.
+The migration also counts the existing rows; writers wait meanwhile, about 2 s per million rows. Replicas of the release
+before go on taking predictions and labels, but their quality job fails until they are replaced.
 """
 
 import sqlalchemy as sa
@@ -27,7 +27,7 @@ CREATE FUNCTION score_square_billionths(score real) RETURNS integer LANGUAGE sql
 RETURN round(least(greatest(score::float8, 0), 1) ^ 2 * 1000000000)::integer
 """,
 )
-"""Whole numbers, so that sums are exact whatever their order. What is no probability counts as the nearest one."""
+"""Integers, so that sums are exact in any order. A score outside 0 to 1 counts as the nearest number in it."""
 
 COUNT_PREDICTIONS = """
 CREATE FUNCTION count_predictions() RETURNS trigger
@@ -75,7 +75,7 @@ BEGIN
 END
 $$
 """
-"""The bounds let the planner leave out the partitions of other days; without them each statement opens all."""
+"""With the bounds of ids the planner leaves out the partitions of other days; else each statement would open all."""
 
 LABEL_DELAY = """
 CREATE FUNCTION label_delay(predicted_at timestamptz, received_at timestamptz) RETURNS bigint
@@ -149,7 +149,7 @@ $$
 
 
 def upgrade() -> None:
-    """Make the ledger and count what is there; the triggers' lock keeps writers out until this is committed."""
+    """Create the ledger and count the existing rows; creating the triggers locks writers out until COMMIT."""
     schema = op.get_bind().scalar(sa.text("SELECT quote_ident(current_schema())"))
     for function in (*SCORE_FUNCTIONS, LABEL_DELAY):
         op.execute(function)
@@ -168,7 +168,7 @@ def upgrade() -> None:
 
 
 def create_ledger() -> None:
-    """Make the append-only table that the triggers write, and that of the buckets into which the job folds it."""
+    """Create the append-only table of changes, written by the triggers, and the table of buckets, filled by the job."""
     op.create_table(
         "prediction_retention",
         sa.Column("dropped_before", sa.TIMESTAMP(timezone=True), nullable=False),
@@ -217,7 +217,7 @@ def make_cell_columns() -> tuple[sa.Column[object], ...]:
 
 
 def create_results() -> None:
-    """Make the tables of the latest results, which every replica exports, and of their history."""
+    """Create the tables of the latest results, which every replica exports, and of their history."""
     key = ("model_name", "model_version", "role", "window_name")
     op.create_table(
         "quality_result",
@@ -252,7 +252,7 @@ def create_results() -> None:
 
 
 def downgrade() -> None:
-    """Drop the ledger and the results; put back the table of results as it was, empty: the job fills it."""
+    """Drop the ledger and the results; create the old table of results, empty: the job fills it."""
     for table, name, *_ in TRIGGERS:
         op.execute(f"DROP TRIGGER {name} ON {table}")
     for function in ("count_predictions", "add_labels", "remove_labels", "drop_oldest_prediction_partitions"):
