@@ -1,6 +1,6 @@
-"""The log at the level `database`: a 200 waits for the COMMIT of the batch that holds its rows.
+"""The log at the level `database`: a request gets its 200 after the COMMIT of the batch with its rows.
 
-A batch forms while the previous one commits. When PostgreSQL cannot take rows, requests are refused, not kept waiting.
+A batch forms while the previous one commits. When PostgreSQL cannot store rows, requests are refused at once.
 """
 
 import logging
@@ -19,25 +19,25 @@ from app.tasks import OnTaskDeath, own_task
 logger = logging.getLogger(__name__)
 
 MAX_PENDING_ROWS = 50_000
-"""Rows that may wait for a COMMIT, about a second of what PostgreSQL takes; beyond, requests are refused."""
+"""Most rows that wait for a COMMIT, about as many as PostgreSQL stores in a second; above it, requests are refused."""
 
 MAX_GROUP_ROWS = 5_000
-"""Requests join a batch up to this many rows; one larger request goes alone. More rows are not faster."""
+"""Most rows in a batch of several requests; a larger request is a batch of its own. Larger batches are not faster."""
 
 COMMIT_SECONDS = 5.0
-"""How long a batch is tried before its requests are answered 503: longer than a restart of PostgreSQL's pooler."""
+"""How long a batch is tried before its requests are answered 503; a restart of a connection pooler takes less."""
 
 PROBE_SECONDS = 1.0
-"""How often an idle or failing log tries an insert of no rows, so that readiness is true without traffic."""
+"""Interval at which an idle or failing log tries an insert without rows, so that readiness is right without traffic."""
 
 COMMIT_RETRY_BASE_SECONDS, COMMIT_RETRY_CAP_SECONDS = 0.05, 1.0
-"""Bounds of the pause between two attempts, drawn with full jitter."""
+"""The pause between attempts: random, from 0 to a limit that doubles from the first value to the second."""
 
 RowsGroup = list[Entry[Sequence[Rows]]]
 
 
 class CommittedLog:
-    """Stores rows in PostgreSQL before it returns. Full (MAX_PENDING_ROWS) or failing: refuses at once."""
+    """Stores rows in PostgreSQL before it returns. Refuses at once when full (MAX_PENDING_ROWS) or failing."""
 
     def __init__(self, inserter: Inserter) -> None:
         self._inserter = inserter
@@ -46,7 +46,7 @@ class CommittedLog:
         )
 
     async def store(self, rows: Sequence[Rows]) -> None:
-        """Return when PostgreSQL has committed all `rows`; raise UnavailableError when that is not certain."""
+        """Return after PostgreSQL has committed all `rows`; raise UnavailableError when that is not certain."""
         count = sum([part.count for part in rows])
         try:
             await self._groups.add(rows, count)
@@ -56,23 +56,23 @@ class CommittedLog:
         metrics.LOG_ANSWERED.inc(count)
 
     def find_refusal(self) -> Reason | None:
-        """Return why `store` refuses now; None while it can keep its promise."""
+        """Return why `store` refuses rows now, None while it takes them."""
         return self._groups.refusal
 
     def find_trouble(self) -> Reason | None:
-        """Return why rows do not reach PostgreSQL; None while they do."""
+        """Return why rows do not reach PostgreSQL now, None while they do."""
         return self._groups.refusal
 
     def export(self) -> None:
-        """Bring the gauges up to date."""
+        """Update the gauges."""
         metrics.LOG_PENDING.set(self._groups.pending)
 
     async def run(self) -> None:
-        """Commit batches until cancelled; probe while there is nothing to commit. Nobody is left waiting at the end."""
+        """Commit batches until cancelled, then refuse waiting requests; probe while there is nothing to commit."""
         await self._groups.run(self._commit, PROBE_SECONDS)
 
     async def _commit(self, batch: RowsGroup) -> None:
-        """Insert until it holds, the time is over, or the error says that trying again is of no use."""
+        """Insert a batch; try again until it works, for COMMIT_SECONDS, unless another attempt cannot work."""
         deadline = time.monotonic() + COMMIT_SECONDS
         attempt = 0
         while True:
@@ -91,27 +91,27 @@ class CommittedLog:
             else:
                 metrics.LOG_REPEATED.inc(sum(entry.size for entry in batch) - stored)
                 if self._groups.refusal is not None:
-                    logger.info("PostgreSQL takes predictions again")
+                    logger.info("PostgreSQL stores predictions again")
                     self._groups.accept()
                 settle(batch, None)
                 return
 
     def _refuse(self, batch: RowsGroup, error: InsertError) -> None:
-        """Give up on a batch, and on all that waits behind it unless only this batch's rows are at fault."""
+        """Refuse a batch, and all waiting requests too unless the fault is in a row of this batch."""
         if error.kind == "poison" and batch:
             logger.error("PostgreSQL refuses a row of a request: %s", error)
         else:
             before, reason = self._groups.refusal, explain_failure(error.kind)
             if before is None or before.code != reason.code:
-                logger.warning("PostgreSQL takes no predictions (%s): %s", error.kind, error)
+                logger.warning("PostgreSQL does not store predictions (%s): %s", error.kind, error)
             self._groups.refuse(reason)
             self._groups.refuse_waiting(reason)
-        settle(batch, UnavailableError("PostgreSQL did not take this prediction"))
+        settle(batch, UnavailableError("PostgreSQL did not store this prediction"))
 
 
 @asynccontextmanager
 async def open_committed_log(inserter: Inserter, on_death: OnTaskDeath) -> AsyncIterator[CommittedLog]:
-    """Commit until exit; then whoever still waits is refused."""
+    """Open the log; commit until exit, then refuse the requests that still wait."""
     log = CommittedLog(inserter)
     async with own_task(log.run(), "committer", on_death):
         yield log

@@ -1,4 +1,4 @@
-"""What a failed insert means: try again, tell the operator, or find the one row at fault."""
+"""Classify failed inserts: try again, tell the operator, make a partition, or find the row at fault."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -16,37 +16,37 @@ CONFIGURATION = (
     pg.TriggeredActionError,
     pg.PLPGSQLError,
 )
-"""The schema, the grants or a trigger of ours is wrong: no row is at fault, and only a person can mend it."""
+"""The schema, the grants or a trigger is wrong: no row is at fault, and only a person can correct it."""
 
 ROW_AT_FAULT = (pg.DataError, pg.IntegrityConstraintViolationError)
-"""Classes 22 and 23: a value of the row is not taken, unless a trigger says so of what it writes itself."""
+"""Classes 22 and 23: PostgreSQL refuses a value of the row, unless the error is about a row that a trigger writes."""
 
 
 def classify_failure(error: BaseException) -> FailureKind:
-    """Sort an error of an insert; what is unknown counts as transient, since no row may be given up for it."""
-    if isinstance(error, CONFIGURATION) or (isinstance(error, ROW_AT_FAULT) and is_raised_by_trigger(error)):
+    """Return the kind of an insert's error; an unknown error is transient, so that its rows are tried again."""
+    if isinstance(error, CONFIGURATION) or (isinstance(error, ROW_AT_FAULT) and _is_raised_by_trigger(error)):
         return "configuration"
-    if isinstance(error, pg.CheckViolationError) and error.constraint_name is None:  # any other check has a name
+    if isinstance(error, pg.CheckViolationError) and error.constraint_name is None:  # all other checks have names
         return "partition"
     if isinstance(error, ROW_AT_FAULT):
         return "poison"
     return "transient"
 
 
-def is_raised_by_trigger(error: pg.PostgresError) -> bool:
-    """Return whether the error comes out of a function: the insert itself calls none."""
-    return "pl/pgsql" in (error.context or "").lower()  # the one word that no translation of PostgreSQL changes
+def _is_raised_by_trigger(error: pg.PostgresError) -> bool:
+    """Return whether a function raised the error; the insert itself calls none, only triggers do."""
+    return "pl/pgsql" in (error.context or "").lower()  # the same word in all languages of PostgreSQL's messages
 
 
 EXPLANATIONS: Mapping[FailureKind, str] = {
     "transient": "it cannot be reached or cannot answer",
-    "configuration": "its schema, grants or triggers are not as this release needs them",
-    "partition": "a partition is missing and cannot be made",
+    "configuration": "its schema, grants or triggers do not fit this release",
+    "partition": "a partition is missing and cannot be created",
     "poison": "it refuses a row",
 }
-"""Without PostgreSQL's own words, which are for the server's log only."""
+"""For clients; PostgreSQL's own messages are only for the server's log."""
 
 
 def explain_failure(kind: FailureKind) -> Reason:
-    """Return what /health says of a failure."""
-    return Reason(code=f"log_{kind}", detail=f"PostgreSQL takes no predictions: {EXPLANATIONS[kind]}")
+    """Return the reason that /health shows for a failure."""
+    return Reason(code=f"log_{kind}", detail=f"PostgreSQL does not store predictions: {EXPLANATIONS[kind]}")

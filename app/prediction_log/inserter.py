@@ -1,4 +1,4 @@
-"""One attempt to store rows in PostgreSQL, and what its failure means."""
+"""One attempt to store rows in PostgreSQL; a failure has a kind and a reason."""
 
 import asyncio
 import random
@@ -15,15 +15,15 @@ from app.prediction_log.queries import insert_rows, make_partitions, read_cluste
 from app.prediction_log.record import RowDate
 
 ATTEMPT_SECONDS = 5.0
-"""For each step of an attempt (connect, insert, give back the connection), also against a server that is frozen."""
+"""Limit for each step of an attempt (connect, insert, return the connection), also when the server is frozen."""
 
 ATTEMPT_ERRORS = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class InsertError(Exception):
-    """An attempt failed; nothing of the batch is known to be stored, all of it may be.
+    """An attempt failed; the batch may be stored completely or not at all.
 
-    `reason` is for the operator: PostgreSQL's words, without data of rows.
+    `reason` is PostgreSQL's message, for the operator; it has no data of rows.
     """
 
     def __init__(self, kind: FailureKind, reason: str) -> None:
@@ -33,13 +33,13 @@ class InsertError(Exception):
 
 
 class Inserter:
-    """Stores batches through a pool of its own."""
+    """Stores batches; uses a pool that nothing else uses."""
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
 
     async def watch_cluster(self) -> str:
-        """Return the name of PostgreSQL's history: another one means that a standby has taken over."""
+        """Return the cluster's identity and timeline; they change when a standby takes over. Raises InsertError."""
         try:
             async with self._pool.acquire(timeout=ATTEMPT_SECONDS) as connection:
                 return await read_cluster_history(connection)
@@ -47,9 +47,9 @@ class Inserter:
             raise await self._explain(error) from error
 
     async def insert(self, rows: Sequence[bytes]) -> int:
-        """Store `rows`, each one or several JSON objects; return how many were not there already. Raises InsertError.
+        """Store `rows`, each with one or more JSON objects; return how many were new. Raises InsertError.
 
-        Partitions that are missing are made.
+        Makes missing partitions.
         """
         try:
             try:
@@ -73,7 +73,7 @@ class Inserter:
         return stored
 
     async def _make_partitions(self, rows: Sequence[bytes]) -> None:
-        days = list_days(rows)
+        days = _list_days(rows)
         async with self._pool.acquire(timeout=ATTEMPT_SECONDS) as connection:
             for day in days:
                 await make_partitions(connection, day, day)
@@ -88,16 +88,17 @@ class Inserter:
 
 
 async def wait_to_retry(attempt: int, base_seconds: float, cap_seconds: float) -> None:
-    """Wait before the next attempt, not before the second: after a restart of PostgreSQL only the first use fails.
+    """Wait after a failed attempt, but not after the first: after a restart of PostgreSQL, only the first use fails.
 
-    A pooled connection does not know of the restart before. The wait grows to the cap, with full jitter.
+    (A pooled connection notices the restart when it is used.) The wait is random, up to a limit that doubles until
+    `cap_seconds`.
     """
     if attempt > 1:
         longest = min(cap_seconds, base_seconds * 2.0 ** min(attempt, 20))
         await asyncio.sleep(random.uniform(0, longest))  # noqa: S311
 
 
-def list_days(rows: Sequence[bytes]) -> list[date]:
+def _list_days(rows: Sequence[bytes]) -> list[date]:
     """Return the days (UTC) of encoded rows, ascending."""
     dates = msgspec.json.decode(b"[" + b",".join(rows) + b"]", type=list[RowDate])
     return sorted({row.created_at.date() for row in dates})

@@ -1,4 +1,4 @@
-"""The prediction log at one of its three levels of durability: what a 200 waits for."""
+"""Open the prediction log at one of its three levels of durability, which decide when a request gets its 200."""
 
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -13,13 +13,13 @@ from app.settings import Durability
 from app.tasks import OnTaskDeath
 
 PredictionLog: TypeAlias = SpooledLog | CommittedLog
-"""What a request hands its rows to."""
+"""The log at either kind of level: it stores the rows of requests."""
 
 
 def open_log(
     pool: asyncpg.Pool, durability: Durability, directory: Path, max_bytes: int, on_death: OnTaskDeath
 ) -> AbstractAsyncContextManager[PredictionLog]:
-    """Open the log of a level until exit; the spool in `directory` is for the levels that have one."""
+    """Open the log of a level until exit; only the levels fsync and os use the spool in `directory`."""
     inserter = Inserter(pool)
     if durability == "database":
         return open_committed_log(inserter, on_death)

@@ -1,4 +1,4 @@
-"""Daily partitions of the log and its labels: made ahead by a job, on demand when an insert finds none, and dropped."""
+"""Daily partitions of the log and its labels: make them ahead, drop old ones. The inserter makes missing ones too."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -7,20 +7,20 @@ import asyncpg
 from app.prediction_log.queries import drop_oldest_partitions, make_partitions
 
 DAYS_AHEAD = 7
-"""How far ahead partitions are made: a week in which the job may fail before anybody notices."""
+"""How many days ahead partitions are made, so that the job may fail for a week without consequences."""
 
 
 async def make_partitions_ahead(pool: asyncpg.Pool, timeout: float) -> int:
-    """Make the partitions from yesterday, for clocks that differ, to DAYS_AHEAD; return how many tables were made."""
+    """Make partitions from yesterday, because clocks differ, to DAYS_AHEAD; return how many tables were made."""
     today = datetime.now(UTC).date()
     async with pool.acquire(timeout=timeout) as connection:
         return await make_partitions(connection, today - timedelta(days=1), today + timedelta(days=DAYS_AHEAD))
 
 
 async def drop_old_partitions(pool: asyncpg.Pool, retention_days: int, timeout: float) -> int:
-    """Drop days that ended over `retention_days` days ago, 0: none; return how many tables were dropped.
+    """Drop days that ended more than `retention_days` days ago (0: none); return how many tables were dropped.
 
-    Each day is a transaction of its own, which keeps writers out for an instant and gives up when it has to wait.
+    Each day is a separate transaction. It blocks writers for a moment, and fails when it has to wait for a lock.
     """
     if not retention_days:
         return 0

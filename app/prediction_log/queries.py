@@ -1,4 +1,4 @@
-"""SQL of the prediction log: storing batches, making partitions, reading rows and pages."""
+"""SQL of the prediction log: store batches, make and drop partitions, read rows and pages."""
 
 from collections.abc import Sequence
 from datetime import date, datetime
@@ -20,11 +20,11 @@ POSTGRES_TYPES = {
     list[float]: "real[]",
     FeatureValues: "jsonb",
 }
-"""By the type of a field; a field that may be None has the column type of its other values."""
+"""The column type for each type of a field; `None` in a field's type is ignored."""
 
 
 def list_columns(record: type[msgspec.Struct]) -> dict[str, str]:
-    """Return the columns that a struct's fields are stored in, with their types; raise TypeError for one without."""
+    """Return the column and type of each field of a struct; raise TypeError for a field without a type."""
     columns: dict[str, str] = {}
     for field in msgspec.structs.fields(record):
         of = next((one for one in POSTGRES_TYPES if field.type in (one, one | None)), None)
@@ -35,19 +35,19 @@ def list_columns(record: type[msgspec.Struct]) -> dict[str, str]:
 
 
 COLUMNS = list_columns(Record)
-"""Of the row that is written; each has a column of its name in the table."""
+"""The columns of the rows that are written, with their types."""
 
 INSERT_ROWS = f"""
 INSERT INTO prediction_log ({", ".join(COLUMNS)})
 SELECT {", ".join(COLUMNS)}
 FROM jsonb_to_recordset($1::jsonb) AS batch ({", ".join(f"{name} {of}" for name, of in COLUMNS.items())})
 ON CONFLICT DO NOTHING
-"""  # noqa: S608  # of constants alone
-"""One JSON parameter: nothing is decoded on the way from the spool, and the client spends 1 us per row, not 6."""
+"""  # noqa: S608  # made from constants only
+"""With one JSON parameter, rows from the spool need not be decoded, and the client needs 1 us per row, not 6."""
 
 
 async def insert_rows(connection: Connection, rows: Sequence[bytes], timeout: float) -> int:
-    """Store encoded records in one statement, all or nothing; return how many were not there already."""
+    """Store encoded records in one statement, all or none; return how many were new."""
     status = await connection.execute(INSERT_ROWS, (b"[" + b",".join(rows) + b"]").decode(), timeout=timeout)
     return int(status.rpartition(" ")[2])
 
@@ -59,7 +59,7 @@ SELECT (SELECT system_identifier FROM pg_control_system()) || ' timeline '
 
 
 async def read_cluster_history(connection: Connection) -> str:
-    """Return system identifier and timeline: a promoted standby shows another timeline at once."""
+    """Return the system identifier and the timeline, which changes at once when a standby is promoted."""
     history: str = await connection.fetchval(CLUSTER_HISTORY)
     return history
 
@@ -68,7 +68,7 @@ MAKE_PARTITIONS = "SELECT make_prediction_partitions($1::date, $2::date)"
 
 
 async def make_partitions(connection: Connection, first_day: date, last_day: date) -> int:
-    """Make the partitions of these days (UTC) that are not there yet; return how many tables were made."""
+    """Make the missing partitions of these days (UTC); return how many tables were made."""
     made: int = await connection.fetchval(MAKE_PARTITIONS, first_day, last_day)
     return made
 
@@ -93,7 +93,8 @@ LEFT JOIN LATERAL (
     WHERE prediction_id = p.prediction_id LIMIT 1
 ) l ON true
 """
-"""LATERAL with LIMIT keeps the labels' side one pruned index look-up per row."""
+"""LATERAL with LIMIT makes the join with labels one index look-up per row, in one partition."""
+
 SELECT_BY_ID = SELECT_PREDICTION + "WHERE p.prediction_id = $1::uuid"
 
 SELECT_PAGE = (
@@ -114,16 +115,16 @@ LIMIT $9::integer
 SELECT_BY_EXTERNAL_ID = SELECT_PAGE.replace(
     "($8::text IS NULL OR p.external_id = $8::text)", "p.external_id = $8::text"
 )
-"""The same with a condition that the index on external_id can serve."""
+"""The same, with a condition that can use the index on external_id."""
 
 
 async def fetch_prediction(connection: Connection, prediction_id: UUID) -> asyncpg.Record | None:
-    """Fetch one row with its label, None when it is not stored."""
+    """Fetch one row with its label; return None when it is not stored."""
     return await connection.fetchrow(SELECT_BY_ID, prediction_id)
 
 
 class PageFilter(msgspec.Struct, frozen=True):
-    """What a page of predictions shows: since <= created_at < until, ids below `before`; None does not restrict."""
+    """Which predictions a page has: since <= created_at < until, ids below `before`; None means all."""
 
     since: datetime
     until: datetime

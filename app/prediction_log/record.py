@@ -1,4 +1,4 @@
-"""A row of the prediction log on its way to PostgreSQL, and the ids of rows."""
+"""A row of the prediction log, its encoding as JSON, and its id."""
 
 import secrets
 import time
@@ -11,17 +11,16 @@ import msgspec
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 TEXT_LIMIT = 200
-"""Characters of an external id: enough for any key, and an index entry that stays small."""
-
+"""Most characters of an external id: enough for any key, and small in the index."""
 
 FeatureValues = Mapping[str, bool | int | float | str | None]
-"""By the name of the feature; a missing number is None."""
+"""{name of the feature: value}; a missing number is None."""
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """One prediction: each field is a column of the table `prediction_log`, None a NULL.
+    """One prediction: each field is a column of the table `prediction_log`, None is NULL.
 
-    `created_at` is the instant of `prediction_id`, a UUIDv7.
+    `created_at` is the time in `prediction_id`, a UUIDv7.
     """
 
     prediction_id: UUID
@@ -38,22 +37,21 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 
 class Rows(msgspec.Struct, frozen=True, gc=False):
-    """Encoded records: `payload` is `count` JSON objects joined by commas, as spool and PostgreSQL take them."""
+    """Encoded records: `payload` has `count` JSON objects joined by commas, for the spool and for PostgreSQL."""
 
     payload: bytes
     count: int
 
 
 ROWS_TOGETHER = 500
-"""Records encoded together, about 200 KiB: no frame of the spool and no statement is much longer."""
-
+"""Most records encoded together, about 200 KiB: frames of the spool and statements are not much longer."""
 
 BYTES_TOGETHER = 4 * 1024**2
-"""Rows of very many features are encoded fewer together, to stay far from the longest frame that the spool reads."""
+"""Records with very many features are split at this size, far below the longest frame that the spool reads."""
 
 
 def encode_records(records: Sequence[Record]) -> list[Rows]:
-    """Encode records; whatever they hold is storable by then."""
+    """Encode records. The caller has checked that PostgreSQL can store their values."""
     if len(records) <= ROWS_TOGETHER:
         payload = _encode(records)[1:-1]
         if len(payload) <= BYTES_TOGETHER or len(records) == 1:
@@ -68,25 +66,25 @@ _encode = msgspec.json.Encoder().encode
 
 
 class RowDate(msgspec.Struct, frozen=True):
-    """Of an encoded record, what tells its partition and its age."""
+    """The part of an encoded record that shows its partition and its age."""
 
     prediction_id: UUID
     created_at: datetime
 
 
 def read_clock_ms() -> int:
-    """Return the server's clock in milliseconds, the one reading that dates every row of a request."""
+    """Return the server's time in milliseconds since 1970; all rows of a batch get the same time."""
     return time.time_ns() // 1_000_000
 
 
 def make_prediction_ids(clock_ms: int, count: int) -> list[UUID]:
-    """Make `count` UUIDv7 of this instant, ascending, so that rows keep the order of their batch.
+    """Make `count` ascending UUIDv7 of this time, so that rows keep the order of their batch.
 
-    RFC 9562, section 6.2, method 2: the random part is counted up by random steps within one batch.
+    RFC 9562, section 6.2, method 2: within a batch, the random part increases by random steps.
     """
     chance = secrets.token_bytes(10 + 4 * count)
     tail = clock_ms << 80 | 0x7000 << 64 | (int.from_bytes(chance[:2]) & 0xFFF) << 64 | 0b10 << 62
-    tail += int.from_bytes(chance[2:10]) >> 3  # the free bit leaves room for 2**29 steps of up to 2**32
+    tail += int.from_bytes(chance[2:10]) >> 3  # the highest bit stays 0: room for 2**29 steps of up to 2**32
     ids = []
     for step in memoryview(chance[10:]).cast("I"):
         tail += step + 1
@@ -95,17 +93,17 @@ def make_prediction_ids(clock_ms: int, count: int) -> list[UUID]:
 
 
 def read_id_time(prediction_id: UUID) -> datetime | None:
-    """Return the instant in a UUIDv7; None for another kind of UUID, which no prediction of ours has."""
+    """Return the time in a UUIDv7; None for other UUIDs, which are not ids of predictions."""
     if prediction_id.version != 7:
         return None
     return time_from_ms(prediction_id.int >> 80)
 
 
 def time_from_ms(clock_ms: int) -> datetime:
-    """Return the instant of a clock reading; years beyond 9999 count as the last one."""
+    """Return the time of milliseconds since 1970, at most the end of the year 9999."""
     return EPOCH + timedelta(milliseconds=min(clock_ms, 253_402_300_799_999))
 
 
 def is_storable(text: str, limit: int = TEXT_LIMIT) -> bool:
-    """Return whether PostgreSQL takes this text: no NUL; JSON decoding has made sure that it is valid Unicode."""
+    """Return whether PostgreSQL can store this text: no NUL. The JSON decoder has checked that it is valid Unicode."""
     return len(text) <= limit and "\x00" not in text

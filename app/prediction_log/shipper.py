@@ -1,7 +1,7 @@
-"""Ship the spool to PostgreSQL, for ever: what is on the disk is stored in order, or put aside in dead/, never dropped.
+"""Ship the spool to PostgreSQL, for ever: store rows in order, or put them aside in dead/, and never drop one.
 
-Rows are always read from the files, which the page cache still holds when all is well: so health, an outage and a
-restart are one path, and memory is one batch whatever waits.
+Rows are always read from the files, which are normally still in the page cache. So normal operation, an outage and a
+restart use the same code, and memory holds one batch, however many rows wait.
 """
 
 import asyncio
@@ -24,23 +24,23 @@ from app.spool.spool import Spool
 logger = logging.getLogger(__name__)
 
 LINGER_SECONDS = 0.02
-"""Pause between batches, in which the next one grows: a row is in the table about this much after its answer."""
+"""Pause between batches, in which the next batch grows: a row is stored about this long after its answer."""
 
 BACKLOG_ROWS = 500
-"""A batch of this size did not need to grow: after it the next one is read at once."""
+"""After a batch of at least this size there is no pause."""
 
 IDLE_SECONDS = 2.0
-"""How often an idle shipper tries an insert of no rows, so that /health tells the truth without traffic."""
+"""Interval at which an idle shipper tries an insert without rows, so that /health is right without traffic."""
 
 SHIP_RETRY_BASE_SECONDS, SHIP_RETRY_CAP_SECONDS = 0.1, 4.0
-"""Bounds of the pause between two attempts, drawn with full jitter."""
+"""The pause between attempts: random, from 0 to a limit that doubles from the first value to the second."""
 
 WATCH_SECONDS = 2.0
-"""How often PostgreSQL is asked whether a standby has taken over, which may lack rows."""
+"""Interval at which the shipper checks whether a standby has taken over, which may lack rows."""
 
 
 class Shipper:
-    """Stores what a spool holds. `trouble` and `error` say why the last attempt failed, None when it held."""
+    """Ships a spool. `trouble` and `error` say why the last attempt failed; they are None after a successful one."""
 
     def __init__(self, spool: Spool, inserter: Inserter) -> None:
         self._spool = spool
@@ -54,28 +54,28 @@ class Shipper:
 
     @property
     def lag_seconds(self) -> float:
-        """Age of the oldest row that waits to be stored; 0 when none does."""
+        """The age of the oldest row that is being stored; 0 when none is."""
         return 0.0 if self._oldest is None else max(0.0, time.time() - self._oldest)
 
     async def run(self) -> None:
-        """Ship until cancelled, first what an earlier run has left."""
+        """Ship until cancelled, beginning with the rows of earlier runs."""
         recovered_rows = await asyncio.to_thread(self._spool.count_older_rows)
         if recovered_rows:
-            logger.info("the spool holds %d rows of earlier runs, to be offered again", recovered_rows)
+            logger.info("the spool has %d rows of earlier runs, which are shipped again", recovered_rows)
         while True:
             rows = 0
             try:
                 rows = await self._ship_next()
             except Exception as error:
                 metrics.LOG_FAILURES.labels("transient").inc()
-                logger.exception("shipping failed; the rows stay on disk and are tried again")
-                self._note(InsertError("transient", f"an error of this server, {type(error).__name__}"))
+                logger.exception("shipping failed because of a bug; the rows stay on disk and are tried again")
+                self._note(InsertError("transient", f"an error in this server: {type(error).__name__}"))
                 await asyncio.sleep(IDLE_SECONDS)
             if rows < BACKLOG_ROWS:
                 await asyncio.sleep(LINGER_SECONDS)
 
     async def _ship_next(self) -> int:
-        """Ship one chunk, or wait until there is one; return how many rows it had."""
+        """Ship one chunk and return its number of rows; without a chunk, wait a while and return 0."""
         await self._watch_cluster()
         self._spool.grown.clear()
         chunk = await asyncio.to_thread(self._reader.read)
@@ -87,9 +87,9 @@ class Shipper:
         return 0 if chunk is None else chunk.rows
 
     async def _ship(self, chunk: Chunk) -> None:
-        """Store a chunk, however long it takes, and move on."""
+        """Store a chunk, however long that takes, and advance the reader."""
         if chunk.frames:
-            self._oldest = read_instant(chunk.frames[0].payload)
+            self._oldest = _read_time(chunk.frames[0].payload)
             await self._store(chunk.frames)
             self._oldest = None
         self._reader.advance(chunk)
@@ -112,9 +112,9 @@ class Shipper:
                 return
 
     async def _isolate(self, frames: Sequence[Frame], error: InsertError) -> None:
-        """Find the rows that PostgreSQL refuses by halves, and keep each in dead/ for a person to look at."""
+        """Find the refused rows by halving, and keep each in dead/ for a person to check."""
         if len(frames) == 1:
-            frames = split_frame(frames[0])
+            frames = _split_frame(frames[0])
         if len(frames) == 1:
             await self._keep_dead(frames[0], error)
             return
@@ -123,7 +123,7 @@ class Shipper:
         await self._store(frames[middle:])
 
     async def _keep_dead(self, frame: Frame, error: InsertError) -> None:
-        name = name_dead(frame.payload)
+        name = _name_dead(frame.payload)
         is_new = not await asyncio.to_thread((self._spool.directory / "dead" / name).exists)
         attempt = 0
         while True:
@@ -131,7 +131,7 @@ class Shipper:
                 await asyncio.to_thread(self._spool.put_aside, "dead", name, frame.payload)
             except OSError as refusal:
                 attempt += 1
-                logger.warning("a row that PostgreSQL refuses cannot be kept in dead/%s: %s", name, refusal)
+                logger.warning("a row that PostgreSQL refuses cannot be written to dead/%s: %s", name, refusal)
                 await wait_to_retry(attempt, SHIP_RETRY_BASE_SECONDS, SHIP_RETRY_CAP_SECONDS)
             else:
                 break
@@ -140,7 +140,7 @@ class Shipper:
         logger.error("PostgreSQL refuses a row, kept in dead/%s: %s", name, error)
 
     async def _idle(self) -> None:
-        """Wait for rows, and meanwhile look whether PostgreSQL is there."""
+        """Wait for rows; when none come, check whether PostgreSQL is available."""
         try:
             async with asyncio.timeout(IDLE_SECONDS):
                 await self._spool.grown.wait()
@@ -153,17 +153,17 @@ class Shipper:
                 self._note(None)
 
     async def _watch_cluster(self) -> None:
-        """Offer all that is kept again when a standby has taken over: it may lack the last commits."""
+        """Ship all kept segments again when a standby has taken over, because it may lack the last commits."""
         if time.monotonic() < self._next_watch:
             return
         self._next_watch = time.monotonic() + WATCH_SECONDS
         try:
             cluster = await self._inserter.watch_cluster()
         except InsertError as error:
-            logger.debug("cannot ask PostgreSQL for its history: %s", error)
+            logger.debug("the timeline of PostgreSQL cannot be read: %s", error)
             return
         if self._cluster not in (None, cluster):
-            logger.warning("PostgreSQL is now %s, it was %s: offering all kept rows again", cluster, self._cluster)
+            logger.warning("PostgreSQL is now %s, it was %s: shipping all kept rows again", cluster, self._cluster)
             self._reader.rewind()
         self._cluster = cluster
 
@@ -172,14 +172,14 @@ class Shipper:
         if error is not None:
             self.trouble = keep_since(explain_failure(error.kind), self.trouble)
             if before is None or before.reason != error.reason:
-                logger.warning("PostgreSQL takes no predictions, they wait on disk (%s): %s", error.kind, error)
+                logger.warning("PostgreSQL does not store predictions, they wait on disk (%s): %s", error.kind, error)
         elif before is not None:
             self.trouble = None
-            logger.info("PostgreSQL takes predictions again")
+            logger.info("PostgreSQL stores predictions again")
 
 
-def split_frame(frame: Frame) -> list[Frame]:
-    """Return each row of a frame as a frame of its own; the frame itself when its payload cannot be taken apart."""
+def _split_frame(frame: Frame) -> list[Frame]:
+    """Return a frame for each row of a frame; return the frame itself when its payload cannot be decoded."""
     try:
         rows = msgspec.json.decode(b"[" + frame.payload + b"]", type=list[msgspec.Raw])
     except msgspec.MsgspecError:
@@ -187,16 +187,16 @@ def split_frame(frame: Frame) -> list[Frame]:
     return [Frame(bytes(row), 1, frame.start, frame.end) for row in rows]
 
 
-def name_dead(payload: bytes) -> str:
-    """Return the name of a refused row's file: the id of its prediction, or a hash where none can be read."""
+def _name_dead(payload: bytes) -> str:
+    """Return the file name for a refused row: the id of its prediction, or a hash when the id cannot be read."""
     try:
         return f"{msgspec.json.decode(payload, type=RowDate).prediction_id}.json"
     except msgspec.MsgspecError:
         return f"{hashlib.sha256(payload).hexdigest()[:32]}.json"
 
 
-def read_instant(payload: bytes) -> float:
-    """Return when the rows of a payload were made, in seconds since 1970: one clock reading dates them all."""
+def _read_time(payload: bytes) -> float:
+    """Return the time of a payload's rows, in seconds since 1970; all rows of a payload have the same time."""
     try:
         rows = msgspec.json.decode(b"[" + payload + b"]", type=list[RowDate])
     except msgspec.MsgspecError:

@@ -1,4 +1,4 @@
-"""The log at the levels `fsync` and `os`: a 200 waits for the spool on local disk, which is shipped to PostgreSQL."""
+"""The log at the levels `fsync` and `os`: a request gets its 200 when its rows are in the spool on local disk."""
 
 import asyncio
 import logging
@@ -20,14 +20,14 @@ from app.tasks import OnTaskDeath, own_task
 logger = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 5.0
-"""How long the end of the process waits for the spool to be shipped; what is left is shipped at the next start."""
+"""How long the shutdown waits until the spool is shipped; the next start ships the rest."""
 
 DRAIN_POLL_SECONDS = 0.01
-"""Between two looks at what is still to be shipped."""
+"""Pause between two checks of how many rows are not shipped yet."""
 
 
 class SpooledLog:
-    """Writes rows to the spool; the shipper brings them from there to PostgreSQL."""
+    """Writes rows to the spool; the shipper stores them in PostgreSQL."""
 
     def __init__(self, spool: Spool, journal: Journal, shipper: Shipper) -> None:
         self._spool = spool
@@ -35,7 +35,7 @@ class SpooledLog:
         self._shipper = shipper
 
     async def store(self, rows: Sequence[Rows]) -> None:
-        """Return when all rows are promised to be stored; raise UnavailableError when they are not."""
+        """Return when all rows are safe in the spool; raise UnavailableError when they are not."""
         count = sum([part.count for part in rows])
         frames = b"".join([encode_frame(part.payload, part.count) for part in rows])
         try:
@@ -46,22 +46,22 @@ class SpooledLog:
         metrics.LOG_ANSWERED.inc(count)
 
     def find_refusal(self) -> Reason | None:
-        """Return why `store` refuses now; None while it can keep its promise."""
+        """Return why `store` refuses rows now, None while it takes them."""
         return self._journal.refusal
 
     def find_trouble(self) -> Reason | None:
-        """Return why rows do not reach PostgreSQL; None while they do."""
+        """Return why rows do not reach PostgreSQL now, None while they do."""
         return self._shipper.trouble
 
     def export(self) -> None:
-        """Bring the gauges up to date."""
+        """Update the gauges."""
         metrics.LOG_PENDING.set(self._spool.pending_rows)
         metrics.LOG_LAG.set(self._shipper.lag_seconds)
         metrics.SPOOL_BYTES.set(self._spool.used_bytes)
         metrics.SPOOL_MAX_BYTES.value = self._journal.max_bytes
 
     async def drain(self, seconds: float) -> None:
-        """Wait until everything is in PostgreSQL, at most `seconds`, and not for a PostgreSQL that takes nothing."""
+        """Wait until all rows are in PostgreSQL, at most `seconds`; stop when PostgreSQL does not store rows."""
         deadline = time.monotonic() + seconds
         while self._spool.pending_rows and self._shipper.trouble is None:
             if time.monotonic() > deadline:
@@ -75,9 +75,9 @@ class SpooledLog:
 async def open_spooled_log(
     inserter: Inserter, directory: Path, max_bytes: int, on_death: OnTaskDeath, *, fsync: bool
 ) -> AsyncIterator[SpooledLog]:
-    """Open the spool, write it and ship it until exit; what an earlier run has left is shipped first.
+    """Open the spool, write to it and ship it until exit; rows of earlier runs are shipped first.
 
-    At the end what has been promised is shipped, as far as that takes no longer than a while.
+    At the end, wait up to DRAIN_SECONDS until everything is shipped.
     """
     async with open_spool(directory) as spool, open_journal(spool, max_bytes, fsync, on_death) as journal:
         shipper = Shipper(spool, inserter)

@@ -1,1 +1,1 @@
-"""Rows on local disk until PostgreSQL has them; knows no database."""
+"""Rows on local disk until PostgreSQL has them. This room does not use the database."""

@@ -1,4 +1,4 @@
-"""The spool's disk: its system calls in one place, and what is done with several of them."""
+"""The spool's disk: all its system calls, and functions that use several of them."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from app import files
 logger = logging.getLogger(__name__)
 
 sync_file = getattr(os, "fdatasync", os.fsync)
-"""fdatasync where there is one; macOS has only fsync."""
+"""fdatasync where it exists; macOS has only fsync."""
 
 
 class Disk:
@@ -22,11 +22,11 @@ class Disk:
         return os.listdir(directory)  # noqa: PTH208  # names, not paths
 
     def make_directory(self, path: Path, mode: int) -> None:
-        """Make a directory; FileExistsError when it is there."""
+        """Make a directory; raise FileExistsError when it exists."""
         path.mkdir(mode=mode)
 
     def create(self, path: Path) -> int:
-        """Open a new file for appending; FileExistsError when there is one."""
+        """Create a file and open it for appending; raise FileExistsError when it exists."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
 
     def open(self, path: Path) -> int:
@@ -42,15 +42,15 @@ class Disk:
         return os.pread(descriptor, size, offset)
 
     def write(self, descriptor: int, data: memoryview) -> int:
-        """Append; return how many bytes were taken, which may be fewer."""
+        """Append data; return how many bytes were written, which may be fewer."""
         return os.write(descriptor, data)
 
     def sync(self, descriptor: int) -> None:
-        """Bring a file's data to the disk."""
+        """Sync a file's data to the disk."""
         sync_file(descriptor)
 
     def truncate(self, descriptor: int, size: int) -> None:
-        """Cut a file."""
+        """Cut a file to a size."""
         os.ftruncate(descriptor, size)
 
     def close(self, descriptor: int) -> None:
@@ -62,33 +62,33 @@ class Disk:
         path.unlink()
 
     def sync_directory(self, path: Path) -> None:
-        """Bring a directory's entries to the disk."""
+        """Sync a directory's entries to the disk."""
         files.sync_directory(path)
 
     def measure_free(self, directory: Path) -> int:
-        """Return how many bytes of the file system are free."""
+        """Return the free bytes of the directory's file system."""
         return shutil.disk_usage(directory).free
 
 
 DISK = Disk()
 
 PAGE_BYTES = 4096
-"""What is given up at once where the disk cannot read."""
+"""When the disk cannot read some bytes, the whole page of this size is given up."""
 
 
 def write_all(disk: Disk, descriptor: int, data: bytes) -> None:
-    """Write everything: a nearly full disk takes a part of it first."""
+    """Write all of `data`, repeatedly if needed: a nearly full disk may write only a part."""
     view = memoryview(data)
     while view:
         view = view[disk.write(descriptor, view) :]
 
 
 def read_bytes(disk: Disk, descriptor: int, size: int, start: int) -> bytes:
-    """Read `size` bytes, fewer at the end of the file; zeros stand for pages that the disk cannot read."""
+    """Read `size` bytes, fewer at the end of the file; pages that the disk cannot read are zeros."""
     try:
         return _read_all(disk, descriptor, size, start)
     except OSError as error:
-        logger.warning("the spool's disk cannot read, going on page by page: %s", error)
+        logger.warning("the spool's disk cannot read, trying again page by page: %s", error)
     data = bytearray()
     while len(data) < size:
         step = min(PAGE_BYTES - (start + len(data)) % PAGE_BYTES, size - len(data))
@@ -112,15 +112,15 @@ def _read_all(disk: Disk, descriptor: int, size: int, start: int) -> bytes:
     return data
 
 
-# Not by app.files: a segment has a new name, so it replaces nothing; it stays open for what is appended later; and each
-# call goes through a Disk, so that tests make any of them fail or take the power.
+# The spool does not use app.files: a segment has a new name and replaces no file, it stays open for appending, and all
+# calls go through a Disk, so that tests can make each of them fail and simulate a power loss.
 
 
 def create_file(disk: Disk, path: Path, data: bytes) -> int:
-    """Create a file, with its entry on the disk when this returns its descriptor; leave none when that fails."""
+    """Create a file, sync it and its directory, and return its descriptor; remove the file when that fails."""
     try:
         descriptor = disk.create(path)
-    except FileExistsError:  # left by an attempt that could not remove it either
+    except FileExistsError:  # an earlier attempt failed and could not remove it
         disk.unlink(path)
         descriptor = disk.create(path)
     try:
@@ -137,13 +137,13 @@ def create_file(disk: Disk, path: Path, data: bytes) -> int:
 
 
 def make_directories(disk: Disk, path: Path, mode: int = 0o700) -> None:
-    """Make a directory and, as open as usual, its parents, if they are not there, with their entries on the disk."""
+    """Make a directory and its missing parents, these with the usual permissions; sync their entries to the disk."""
     if path.parent != path and not path.parent.is_dir():
         make_directories(disk, path.parent, 0o777)
-    harmless: type[OSError] = PermissionError  # a parent that is closed to us was not made by us
+    harmless: type[OSError] = PermissionError  # a parent that may not be opened was not made here
     try:
         disk.make_directory(path, mode)
     except FileExistsError:
-        harmless = OSError  # it has most likely been synced when it was made, and its disk may be failing by now
+        harmless = OSError  # it was most likely synced when it was made, and the disk may be failing now
     with suppress(harmless):
         disk.sync_directory(path.parent)

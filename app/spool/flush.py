@@ -1,4 +1,4 @@
-"""Wait until data is on the disk without blocking the event loop: by the kernel where it can, else by a thread."""
+"""Sync data to the disk without blocking the event loop: by kernel AIO where it works, else in a thread."""
 
 import asyncio
 import logging
@@ -16,28 +16,28 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OnFlushed = Callable[[OSError | None], None]
-"""Called on the event loop when the data is on the disk, or with the error that says that it may not be."""
+"""Called on the event loop with None when the data is on the disk, or with an error when it may not be."""
 
 
 class Flusher(Protocol):
-    """Bring what has been written to a file to the disk."""
+    """Syncs the written data of a file to the disk."""
 
     def flush(self, descriptor: int, on_flushed: OnFlushed) -> None:
-        """Start an fdatasync; `on_flushed` is called later, never from within this call."""
+        """Start an fdatasync; `on_flushed` is called later, never during this call."""
 
     def close(self) -> None:
-        """Free what it holds; nothing is under way any more."""
+        """Free its resources. No flush may be in progress."""
 
 
 AIO_EVENTS = 8
-"""Operations that may be under way; the journal has one."""
+"""Most operations in progress at a time; the journal has one."""
 
 CAIO_ERRORS = (OSError, ValueError, OverflowError, SystemError)
-"""What caio makes of errno: EBADF is a ValueError, EAGAIN an OverflowError, most others are SystemErrors."""
+"""What caio raises for errno: ValueError for EBADF, OverflowError for EAGAIN, SystemError for most others."""
 
 
 class KernelFlusher:
-    """Linux kernel AIO: no thread that would have to win the interpreter lock back from the loop."""
+    """Flush by Linux kernel AIO. A thread would be slower: it would compete with the loop for the interpreter lock."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         from caio import linux_aio  # noqa: PLC0415  # only Linux has it
@@ -59,34 +59,34 @@ class KernelFlusher:
             self._loop.call_soon(on_flushed, OSError(str(error)))
         else:
             if taken != 1:
-                self._loop.call_soon(on_flushed, OSError("the kernel did not take the operation"))
+                self._loop.call_soon(on_flushed, OSError("the kernel did not accept the operation"))
 
     def close(self) -> None:
         """Stop listening for completions."""
         self._loop.remove_reader(self._context.fileno)
 
     def _on_ready(self) -> None:
-        with suppress(BlockingIOError):  # an earlier look has taken this completion along
+        with suppress(BlockingIOError):  # an earlier call has already processed this completion
             self._context.poll()
         while self._context.process_events():
             pass
 
 
 def explain_result(result: int) -> OSError | None:
-    """Return the error of a completed operation, which caio 0.12 hands over as an unsigned number: 2**64 - errno."""
+    """Return the error of a completed operation; caio 0.12 gives it as an unsigned number, 2**64 - errno."""
     code = 2**64 - result if result >= 2**63 else -result
     return OSError(code, os.strerror(code)) if code > 0 else None
 
 
 class ThreadFlusher:
-    """One thread that calls fdatasync: works everywhere."""
+    """Flush by fdatasync in a thread, which works everywhere."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fdatasync")
 
     def flush(self, descriptor: int, on_flushed: OnFlushed) -> None:
-        """Have the thread do it."""
+        """Start an fdatasync in the thread."""
         self._executor.submit(self._flush, descriptor, on_flushed)
 
     def _flush(self, descriptor: int, on_flushed: OnFlushed) -> None:
@@ -103,22 +103,22 @@ class ThreadFlusher:
 
 
 TRY_SECONDS = 10.0
-"""How long the first flush may take."""
+"""Limit for the first flush, which shows whether kernel AIO works."""
 
 
 async def open_flusher(descriptor: int) -> Flusher:
-    """Return the kernel's way if it works on the file system of an open file, else the thread."""
+    """Return a KernelFlusher if it works on the file system of an open file, else a ThreadFlusher."""
     loop = asyncio.get_running_loop()
     try:
         flusher = KernelFlusher(loop)
     except (ImportError, *CAIO_ERRORS) as error:
-        logger.info("fdatasync by a thread: kernel AIO is not available (%s)", error)
+        logger.info("fdatasync runs in a thread: kernel AIO is not available (%s)", error)
         return ThreadFlusher(loop)
     refusal = await _try_flush(flusher, descriptor)
     if refusal is None:
         return flusher
     flusher.close()
-    logger.info("fdatasync by a thread: kernel AIO does not work for the spool (%s)", refusal)
+    logger.info("fdatasync runs in a thread: kernel AIO does not work for the spool (%s)", refusal)
     return ThreadFlusher(loop)
 
 

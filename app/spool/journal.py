@@ -1,7 +1,7 @@
-"""The writer of the spool: requests' rows are appended in groups, and are promised when their group is on the disk.
+"""The writer of the spool: append rows of requests in groups; a group's rows are promised when it is on the disk.
 
-One group is in flight; what arrives meanwhile is the next. After any error the file is never written or synced again:
-the group is refused, a new segment is begun.
+While one group is written, the next one forms. After any error the file is never written or synced again: the group is
+refused, and a new segment begins.
 """
 
 import asyncio
@@ -22,38 +22,38 @@ from app.tasks import OnTaskDeath, call_in_thread, own_task
 logger = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 32 * 1024**2
-"""A segment is closed at this size, in a small spool earlier: it is the unit in which shipped rows leave the disk."""
+"""A segment is closed at this size, in a small spool earlier, so that it can be removed when its rows are shipped."""
 
 SEGMENT_SECONDS = 300.0
-"""A segment with rows is closed at this age, so that shipped rows leave the disk under little traffic too."""
+"""A segment with rows is closed at this age, so that shipped rows are removed with little traffic too."""
 
 MAX_GROUP_BYTES = 32 * 1024**2
-"""Bytes written at once, unless one request has more."""
+"""Most bytes of a group of several requests; a larger request is a group of its own."""
 
 MAX_PENDING_BYTES = 2 * MAX_GROUP_BYTES
-"""Bytes of the group in flight and of what waits for the disk; beyond, requests are refused at once."""
+"""Most bytes that are being written or wait for the disk; above it, requests are refused at once."""
 
 MIN_FREE_BYTES = 64 * 1024**2
-"""Free space that is left to others on the disk; below it requests are refused."""
+"""Free space to leave on the disk for other programs; below it, requests are refused."""
 
 RESUME_SHARE = 0.9
-"""A full spool takes rows again below this share of a limit, so that it does not flutter."""
+"""A full spool takes rows again below this share of a limit, so that it does not change all the time."""
 
 RETAIN_SECONDS = 300.0
-"""How long shipped segments stay, to be offered again after a failover to a standby that lacks the last commits."""
+"""How long shipped segments are kept, to be shipped again after a failover to a standby without the last commits."""
 
 FLUSH_SECONDS = 10.0
-"""A disk that takes longer for a group counts as failed: clients have given up by then."""
+"""A disk that takes longer to sync a group counts as failed, because clients have given up by then."""
 
 LIMIT_CHECK_SECONDS = 1.0
-"""How often limits are looked at, and how often a failed disk is tried again."""
+"""Interval of checking the limits, and of trying a failed disk again."""
 
 Frames = tuple[bytes, int]
-"""Encoded frames, and how many rows they hold."""
+"""Encoded frames, and their number of rows."""
 
 
 class Journal:
-    """Appends rows to the spool. `refusal` says why it cannot now, None when it can."""
+    """Appends rows to the spool. `refusal` says why it takes none now; it is None while it takes rows."""
 
     def __init__(self, spool: Spool, max_bytes: int, flusher: Flusher | None) -> None:
         self.max_bytes = max_bytes
@@ -67,19 +67,19 @@ class Journal:
 
     @property
     def refusal(self) -> Reason | None:
-        """Why nothing is promised now."""
+        """Why `append` refuses rows now; None while it takes them."""
         return self._groups.refusal
 
     async def append(self, frames: bytes, rows: int) -> None:
-        """Return when `frames`, encoded frames of `rows` rows, are promised; raise UnavailableError if not."""
+        """Return when `frames`, which have `rows` rows, are promised; raise UnavailableError when they are not."""
         await self._groups.add((frames, rows), len(frames))
 
     async def run(self) -> None:
-        """Write group after group until cancelled; nobody is left waiting at the end."""
+        """Write one group after the other until cancelled, then refuse waiting requests."""
         await self._groups.run(self._commit, LIMIT_CHECK_SECONDS)
 
     async def check(self) -> None:
-        """Begin a segment if none is open or it is old, remove what has been shipped, and look at the limits."""
+        """Begin a segment if none is open or the open one is old, remove shipped segments, and check the limits."""
         self._next_check = time.monotonic() + LIMIT_CHECK_SECONDS
         free = await self._measure_free()
         disk_refusal = await self._ensure_segment()
@@ -96,7 +96,7 @@ class Journal:
             logger.warning("the spool takes no predictions: %s", refusal.detail)
 
     def close(self) -> None:
-        """Close the open segment; to be called when `run` has ended."""
+        """Close the open segment. Call it after `run` has ended."""
         if self._descriptor is not None:
             self._close_quietly(self._descriptor)
             self._descriptor = None
@@ -113,7 +113,7 @@ class Journal:
             await self._write(b"".join(frames), sum(rows))
         except OSError as error:
             metrics.SPOOL_FAILURES.inc()
-            logger.error("the spool cannot write: %s", str(error) or "no answer")  # noqa: TRY400  # no bug
+            logger.error("the spool cannot write: %s", str(error) or "no answer")  # noqa: TRY400  # not a bug
             settle(group, UnavailableError("the prediction could not be written to disk"))
             await self._abandon_segment()
         else:
@@ -147,16 +147,16 @@ class Journal:
         return min(SEGMENT_BYTES, self.max_bytes // 4)
 
     async def _rotate(self) -> None:
-        """Begin the next segment and close the old one, which stays open for writing when that fails."""
+        """Begin the next segment and close the old one; when that fails, the old one stays open for writing."""
         old = self._descriptor
         self._descriptor = await self._spool.begin_segment()
         self._began_at = time.monotonic()
-        self._next_check = 0.0  # the spool has grown by a segment since the limits were looked at
+        self._next_check = 0.0  # the spool has grown by a segment since the limits were checked
         if old is not None:
             await call_in_thread(self._close_quietly, old)
 
     async def _abandon_segment(self) -> None:
-        """Cut the failed file back to what was promised, never touch it again, and go on in another."""
+        """Cut the failed file to its promised length, close it for ever, and begin another segment."""
         segment, descriptor = self._spool.segments[-1], self._descriptor
         self._groups.refuse(Reason(code="spool_disk", detail="the spool's disk fails"))
         self._descriptor, segment.is_open = None, False
@@ -169,11 +169,11 @@ class Journal:
     def _close_quietly(self, descriptor: int) -> None:
         try:
             self._disk.close(descriptor)
-        except OSError as error:  # nothing hangs on it: what was promised has been synced, or need not be
+        except OSError as error:  # no row is lost: promised rows are synced already, or need not be
             logger.warning("closing a segment failed: %s", error)
 
     async def _ensure_segment(self) -> Reason | None:
-        """Have an open segment that is neither old nor in the way of making room; say why there is none."""
+        """Begin a new segment unless one is open that is empty or still young; return why there is none."""
         is_open = self._descriptor is not None
         if is_open and self._spool.segments[-1].readable_end == HEADER_BYTES:
             return None
@@ -200,11 +200,11 @@ class Journal:
         try:
             return await call_in_thread(self._disk.measure_free, self._spool.directory)
         except OSError as error:
-            logger.warning("cannot tell how much of the spool's disk is free: %s", error)
+            logger.warning("the free space of the spool's disk cannot be read: %s", error)
             return None
 
     async def _remove_shipped(self, free: int | None) -> None:
-        """Remove shipped segments that have been kept long enough, all of them when space is needed."""
+        """Remove shipped segments that are older than RETAIN_SECONDS, or more of them when space is needed."""
         is_short = self._descriptor is None or (free is not None and free < 2 * MIN_FREE_BYTES)
         for segment in list(self._spool.segments):
             shipped_at = segment.progress.shipped_at
@@ -214,16 +214,16 @@ class Journal:
             try:
                 await self._spool.remove(segment)
             except OSError as error:
-                logger.warning("cannot remove %s, which has been shipped: %s", segment.path, error)
+                logger.warning("%s is shipped, but cannot be removed: %s", segment.path, error)
 
 
 @asynccontextmanager
 async def open_journal(spool: Spool, max_bytes: int, fsync: bool, on_death: OnTaskDeath) -> AsyncIterator[Journal]:
-    """Append to a spool that this process has opened until exit; older segments stand before the new one.
+    """Open the writer of a spool until exit; this process must have opened the spool. It begins a new segment.
 
-    A disk that takes nothing does not prevent the start: `refusal` says why nothing is promised.
+    A disk that cannot be written does not prevent the start: `refusal` says why no rows are taken.
     """
-    assert spool.lock is not None, "the spool is only looked at"
+    assert spool.lock is not None, "the spool was only read, not opened"
     flusher = await open_flusher(spool.lock) if fsync else None
     try:
         journal = Journal(spool, max_bytes, flusher)

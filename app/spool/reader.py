@@ -1,4 +1,4 @@
-"""Read the spool back: in order, only what was promised, and past damage without losing it from sight."""
+"""Read the spool: in order, only promised rows; continue after damage, and report it."""
 
 import logging
 import time
@@ -22,15 +22,15 @@ from app.spool.spool import Spool
 logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1024**2
-"""Bytes read for one chunk, 2,000 rows or so; a longer frame is read whole."""
+"""Bytes read for one chunk, about 2,000 rows; a longer frame is read completely."""
 
 RETRY_SECONDS = 30.0
-"""How long a segment that cannot be opened is passed over; the others go on meanwhile."""
+"""How long a segment that cannot be opened is skipped; the others are read meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What one read found: frames of one segment, and where the next read of it begins."""
+    """The result of one read: frames of one segment, and the position at which its next read begins."""
 
     segment: Segment
     frames: list[Frame]
@@ -38,19 +38,19 @@ class Chunk:
 
     @property
     def rows(self) -> int:
-        """Rows of all frames."""
+        """The number of rows in all frames."""
         return sum(frame.rows for frame in self.frames)
 
 
 class SpoolReader:
-    """Reads on from where each segment has got. Reads block on the disk: call them in a thread, one at a time."""
+    """Reads each segment from its last position on. Reads block on the disk: call them in a thread, one at a time."""
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
         self._reported: set[tuple[int, int]] = set()
 
     def read(self) -> Chunk | None:
-        """Return the next chunk, None when everything that was promised has been read. Does not move on."""
+        """Return the next chunk, None when all promised rows are read. Call `advance` before the next `read`."""
         now = time.monotonic()
         for segment in list(self._spool.segments):
             progress = segment.progress
@@ -61,29 +61,29 @@ class SpoolReader:
                 return self._read_segment(segment)
             except OSError as error:
                 progress.retry_at = now + RETRY_SECONDS
-                logger.error("%s cannot be read, it stays and is tried again: %s", segment.path, error)  # noqa: TRY400  # no bug
+                logger.error("%s cannot be read, it is kept and tried again: %s", segment.path, error)  # noqa: TRY400  # not a bug
         return None
 
     def advance(self, chunk: Chunk) -> None:
-        """Move on behind a chunk that has been dealt with."""
+        """Move to the end of a chunk, whose rows are stored or put aside."""
         chunk.segment.progress.read_end = chunk.end
         chunk.segment.progress.shipped_rows += chunk.rows
 
     def mark_shipped(self) -> None:
-        """Mark finished segments as shipped, also one that was closed after its last row had been dealt with."""
+        """Mark finished segments as shipped, also one that was closed after its last row was shipped."""
         for segment in self._spool.segments:
             progress = segment.progress
             if segment.is_finished and progress.shipped_at is None and not progress.is_kept:
                 progress.shipped_at = time.monotonic()
 
     def rewind(self) -> None:
-        """Begin again with the oldest segment that is still there."""
+        """Read all segments again, from the oldest that is still kept."""
         for segment in self._spool.segments:
             progress = segment.progress
             progress.read_end, progress.shipped_rows, progress.shipped_at = 0, 0, None
 
     def _read_segment(self, segment: Segment) -> Chunk:
-        """Read a chunk. Damage is put aside, a torn tail is dropped, both are counted."""
+        """Read a chunk. Put damaged bytes aside, drop a torn tail, and count both."""
         start, end = segment.progress.read_end, segment.readable_end
         try:
             descriptor = self._spool.disk.open(segment.path)
@@ -95,7 +95,7 @@ class SpoolReader:
                 start == 0
                 and decode_header(read_bytes(self._spool.disk, descriptor, min(HEADER_BYTES, end), 0)) is not None
             ):
-                start = HEADER_BYTES  # a damaged header is damage like any other
+                start = HEADER_BYTES  # a damaged header is handled like other damage
             data = read_bytes(self._spool.disk, descriptor, min(CHUNK_BYTES, end - start), start)
             frames, damages = read_frames(data, start)
             if not frames and len(data) == CHUNK_BYTES:
@@ -109,10 +109,10 @@ class SpoolReader:
         return Chunk(segment, frames, reached)
 
     def _find_end(self, data: bytes, start: int, end: int, frames: list[Frame], damages: list[Damage]) -> int:
-        """Return where the next read begins, and bring the last damage in line with it."""
+        """Return where the next read begins; change the last of `damages` to end there."""
         reached = start + len(data)
         has_open_end = bool(damages) and damages[-1].end == reached
-        if reached < end and len(data) < min(CHUNK_BYTES, end - start):  # the file is shorter than what was promised
+        if reached < end and len(data) < min(CHUNK_BYTES, end - start):  # the file is shorter than promised
             begin = damages.pop().start if has_open_end else reached
             damages.append(Damage(begin, end))
             return end
@@ -120,13 +120,13 @@ class SpoolReader:
             return reached
         begin = damages.pop().start
         if frames:
-            return begin  # a frame that goes on behind this chunk, or damage: seen when it is first
-        reached = start + find_cut_off(data)  # no frame begins here, whatever its length
+            return begin  # a frame that continues after this chunk, or damage: the next read begins with it
+        reached = start + find_cut_off(data)  # no frame begins at `start`, of any length
         damages.append(Damage(start, reached))
         return reached
 
     def _report(self, segment: Segment, damage: Damage, data: bytes) -> None:
-        """Drop a torn tail, which nobody was promised; copy anything else to corrupt/ for a person to look at."""
+        """Drop a torn tail, whose rows were never promised; copy other damage to corrupt/ for a person to check."""
         place = (segment.sequence, damage.start)
         is_new = place not in self._reported
         self._reported.add(place)
@@ -138,19 +138,19 @@ class SpoolReader:
         if is_new:
             metrics.SPOOL_DAMAGED.inc()
             where = (segment.path, damage.start, damage.end)
-            logger.error("%s is damaged from byte %d to %d: any rows there are put aside in corrupt/", *where)
+            logger.error("%s is damaged from byte %d to %d: these bytes are copied to corrupt/", *where)
         if damage.end <= HEADER_BYTES:
-            return  # a header holds no row
+            return  # a header has no rows
         name = f"{segment.path.stem}-{damage.start}-{damage.end}"
         try:
             self._spool.put_aside("corrupt", name, data)
         except OSError as error:
             segment.progress.is_kept = True
-            logger.error("%s stays, as its damage cannot be put aside: %s", segment.path, error)  # noqa: TRY400  # no bug
+            logger.error("%s is kept, because its damage cannot be copied: %s", segment.path, error)  # noqa: TRY400  # not a bug
 
 
 def is_torn_tail(segment: Segment, damage: Damage) -> bool:
-    """Return whether damage lies behind all that was promised, as far as that is known."""
+    """Return whether damage lies after all promised rows; if that is not known, whether it is at the end."""
     if segment.acknowledged is None:
         return damage.end >= segment.readable_end
     return damage.start >= segment.acknowledged

@@ -1,12 +1,12 @@
-"""The spool's file format: append-only segments of checksummed frames, read back frame by frame.
+"""The spool's file format: append-only segments of frames with checksums, which are read frame by frame.
 
-A segment is a header and then frames, one per request. Integers are little-endian:
+A segment is a header followed by frames. Integers are little-endian:
 
     header  magic 8s | spool uuid 16s | sequence u64 | acknowledged length of the segment before u64 | crc u32
     frame   magic 4s | length u32 | rows u32 | crc u32 over length, rows and payload | payload
 
-The payload is the request's rows as JSON objects, joined by commas, so that a batch of frames is a JSON array when put
-in brackets, and an operator can read what is on the disk.
+A payload has rows as JSON objects, joined by commas. So payloads of several frames, joined by commas in brackets, are a
+JSON array, and an operator can read the file.
 """
 
 import struct
@@ -24,17 +24,17 @@ NOT_KNOWN = 2**64 - 1
 
 FRAME = struct.Struct("<4sIII")
 FRAME_MAGIC = b"\xf5SKF"
-"""Begins with a byte that no UTF-8 text contains, so that it is not found inside a payload."""
+"""Begins with a byte that UTF-8 text cannot contain, so that no payload contains it."""
 
 FRAME_LENGTHS = struct.Struct("<II")
 
 MAX_PAYLOAD_BYTES = 32 * 1024**2
-"""A longer frame is damage: many rows are spread over several frames, and no row is as long."""
+"""A longer frame counts as damage: many rows are split into several frames, and a single row is not so long."""
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentHeader:
-    """Which segment it is, and how much of the one before had been acknowledged when it was begun, None: not known."""
+    """Identifies a segment. `acknowledged_before`: promised length of the segment before it, None when not known."""
 
     spool: bytes
     sequence: int
@@ -43,7 +43,7 @@ class SegmentHeader:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Rows of one request: `payload` is `rows` JSON objects joined by commas; `end` is where the next one begins."""
+    """A frame: `payload` has `rows` JSON objects joined by commas; `end` is where the next frame begins."""
 
     payload: bytes
     rows: int
@@ -53,7 +53,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Bytes from `start` to `end` that are no valid frame."""
+    """Bytes from `start` to `end` that are not a valid frame."""
 
     start: int
     end: int
@@ -61,10 +61,11 @@ class Damage:
 
 @dataclass(slots=True)
 class Progress:
-    """What the reader has done with a segment, counted from its beginning.
+    """What the reader has done with a segment.
 
-    `shipped_at`: when all of it had been dealt with, monotonic. `is_kept`: something of the file is nowhere else, so it
-    must not be removed. `retry_at`: the file cannot be opened, and is passed over until then, monotonic.
+    `read_end`: how far it is read. `shipped_at`: when all of it was stored or put aside (monotonic clock). `is_kept`:
+    damaged bytes could not be copied, so the file must not be removed. `retry_at`: the file could not be opened, and is
+    skipped until then (monotonic clock).
     """
 
     read_end: int = 0
@@ -76,10 +77,10 @@ class Progress:
 
 @dataclass(slots=True)
 class Segment:
-    """A file of the spool, as its writer knows it, with the reader's progress.
+    """A file of the spool, with what its writer knows and with the reader's progress.
 
-    `readable_end` is how far it may be read: what was promised, or all of an older file. `acknowledged` is how much had
-    been promised for certain, None where that is not known.
+    `readable_end`: the file may be read up to here; it is the promised length, or the whole length of an older file.
+    `acknowledged`: the length that was certainly promised, None when it is not known.
     """
 
     sequence: int
@@ -92,17 +93,17 @@ class Segment:
 
     @property
     def is_finished(self) -> bool:
-        """Return whether all of a closed segment has been dealt with."""
+        """Whether the segment is closed and all of it is stored or put aside."""
         return not self.is_open and self.progress.read_end >= self.readable_end
 
     @property
     def pending_rows(self) -> int:
-        """Rows that wait; what damage has cost no longer does once the end is reached."""
+        """Rows that are not shipped yet; 0 when the segment is finished, even if damage has lost some."""
         return 0 if self.is_finished else max(0, self.rows - self.progress.shipped_rows)
 
 
 def encode_header(header: SegmentHeader) -> bytes:
-    """Return the first bytes of a segment."""
+    """Return the bytes of a segment's header."""
     before = NOT_KNOWN if header.acknowledged_before is None else header.acknowledged_before
     fields = HEADER.pack(SEGMENT_MAGIC, header.spool, header.sequence, before)
     return fields + HEADER_CRC.pack(zlib.crc32(fields))
@@ -120,18 +121,18 @@ def decode_header(data: bytes) -> SegmentHeader | None:
 
 
 def encode_frame(payload: bytes, rows: int) -> bytes:
-    """Return the bytes of a frame. ValueError: too long to be read back, so that it must not be promised."""
+    """Return the bytes of a frame; raise ValueError when it is too long to be read back, so that it is not promised."""
     length = len(payload)
     if length > MAX_PAYLOAD_BYTES:
-        raise ValueError(f"a frame of {length} bytes, allowed are {MAX_PAYLOAD_BYTES}")
+        raise ValueError(f"the frame has {length} bytes, allowed are {MAX_PAYLOAD_BYTES}")
     crc = zlib.crc32(payload, zlib.crc32(FRAME_LENGTHS.pack(length, rows)))
     return FRAME.pack(FRAME_MAGIC, length, rows, crc) + payload
 
 
 def decode_frame(data: bytes, at: int, base: int = 0) -> Frame | None:
-    """Return the frame that begins at `data[at]`, None when none does or it is not all there.
+    """Return the frame that begins at `data[at]`, None when there is none or it is not complete.
 
-    `base` is where `data` begins in its segment; the frame's own positions are the segment's.
+    `base` is the position of `data` in its segment; the positions in the frame are those in the segment.
     """
     begin = at + FRAME.size
     if begin > len(data):
@@ -146,9 +147,9 @@ def decode_frame(data: bytes, at: int, base: int = 0) -> Frame | None:
 
 
 def read_frames(data: bytes, base: int) -> tuple[list[Frame], list[Damage]]:
-    """Read all frames of `data`, which begins at `base` of its segment; what lies between valid ones is damage.
+    """Read all frames of `data`, whose position in its segment is `base`; bytes between valid frames are damage.
 
-    Damage that reaches to the end of `data` may be a frame that is not all there yet, or a torn one.
+    Damage at the end of `data` may be a frame that continues after `data`, or a torn frame.
     """
     frames: list[Frame] = []
     damages: list[Damage] = []
@@ -166,7 +167,7 @@ def read_frames(data: bytes, base: int) -> tuple[list[Frame], list[Damage]]:
 
 
 def find_cut_off(data: bytes) -> int:
-    """Return where, behind its first byte, a frame may begin that is not all in `data`; at the latest near its end."""
+    """Return where, after the first byte, a frame may begin that continues after `data`; at the latest near its end."""
     at = 1
     while (at := data.find(FRAME_MAGIC, at)) >= 0:
         begin = at + FRAME.size
@@ -180,7 +181,7 @@ def find_cut_off(data: bytes) -> int:
 
 
 def _find_frame(data: bytes, at: int) -> int:
-    """Return where the next valid frame begins, the end of `data` when there is none."""
+    """Return where the next valid frame begins, or the end of `data` when there is none."""
     while (at := data.find(FRAME_MAGIC, at)) >= 0:
         if decode_frame(data, at) is not None:
             return at

@@ -1,7 +1,7 @@
-"""The spool: a directory of segments that one process writes, reads and removes, with what was put aside for a person.
+"""The spool: a directory of segments, which one process writes, reads and removes.
 
-A directory holds LOCK, seg-<20 digits>.log, dead/ and corrupt/. The journal writes segments, the reader reads them;
-both are given the spool.
+The directory has LOCK, seg-<20 digits>.log, and dead/ and corrupt/ with files for a person to check. The journal writes
+segments, the reader reads them; both get the spool.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 SEGMENT_NAME = re.compile(r"seg-\d{20}\.log")
 
 AsideFolder = Literal["dead", "corrupt"]
-"""dead/ has rows that PostgreSQL refuses, corrupt/ bytes of segments that are damaged."""
+"""dead/ has rows that PostgreSQL refuses, corrupt/ has damaged bytes of segments."""
 
 
 class SpoolInUseError(StartupError):
@@ -57,16 +57,16 @@ class Spool:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of all segments."""
+        """The bytes of all segments."""
         return sum(segment.readable_end for segment in list(self.segments))
 
     @property
     def pending_rows(self) -> int:
-        """Rows on the disk that are not shipped yet, or are to be offered again."""
+        """The rows on the disk that are not shipped yet, or are to be shipped again."""
         return sum(segment.pending_rows for segment in list(self.segments))
 
     async def begin_segment(self) -> int:
-        """Begin a segment, its entry on the disk, and return its open file. OSError: the one before stays open."""
+        """Begin a segment and return its descriptor; when it raises OSError, the segment before stays open."""
         before = self.segments[-1] if self.segments else None
         sequence = max(self._last_sequence, before.sequence if before else -1) + 1
         path = self.directory / name_segment(sequence)
@@ -79,9 +79,9 @@ class Spool:
         return descriptor
 
     async def remove(self, segment: Segment) -> None:
-        """Delete a segment, all of which is in PostgreSQL or was put aside. OSError: it stays."""
+        """Remove a segment that is completely stored or put aside; when it raises OSError, the segment stays."""
         place = self.segments.index(segment)
-        del self.segments[place]  # first, so that nobody reads it while it goes
+        del self.segments[place]  # first, so that nothing reads it while it is removed
         try:
             await call_in_thread(self.disk.unlink, segment.path)
         except FileNotFoundError:
@@ -91,19 +91,19 @@ class Spool:
             raise
 
     def count_older_rows(self) -> int:
-        """Count the rows of older runs by the heads of their frames, without checking them. Blocks."""
+        """Count the rows of earlier runs by the heads of their frames, without checking them. Blocks."""
         older = [segment for segment in list(self.segments) if not segment.is_open]
         for segment in older:
             segment.rows = self._count_rows(segment)
         return sum(segment.rows for segment in older)
 
     def put_aside(self, folder: AsideFolder, name: str, data: bytes) -> None:
-        """Keep bytes in a file of their own for a person to look at, on the disk when this returns. Blocks."""
+        """Write bytes to a new file for a person to check, and sync it to the disk. Blocks; raises OSError."""
         make_directories(self.disk, self.directory / folder)
         self.disk.close(create_file(self.disk, self.directory / folder / name, data))
 
     def count_aside(self, folder: AsideFolder) -> int:
-        """Count what was put aside."""
+        """Count the files that were put aside."""
         try:
             return len(self.disk.list_names(self.directory / folder))
         except FileNotFoundError:
@@ -118,7 +118,7 @@ class Spool:
             finally:
                 self.disk.close(descriptor)
         except OSError:
-            return 0  # not known; the reader says that it cannot be read
+            return 0  # not known; the reader reports that the file cannot be read
         while at + FRAME.size <= len(data):
             magic, length, count, _ = FRAME.unpack_from(data, at)
             if magic != FRAME_MAGIC or at + FRAME.size + length > len(data):
@@ -130,9 +130,9 @@ class Spool:
 
 @asynccontextmanager
 async def open_spool(directory: Path) -> AsyncIterator[Spool]:
-    """Make the directory if need be, and be the only process that uses it until exit.
+    """Open the spool for this process alone until exit; make the directory if it does not exist.
 
-    A disk that takes nothing does not prevent it: what it holds can be read. Raises StartupError.
+    A disk that cannot be written does not prevent this: its segments can still be read. Raises StartupError.
     """
     try:
         lock = _lock_directory(directory)
@@ -150,7 +150,7 @@ async def open_spool(directory: Path) -> AsyncIterator[Spool]:
 
 
 def _lock_directory(directory: Path) -> int:
-    """Lock the directory; LOCK is only read, as a disk may allow no more."""
+    """Lock the directory; open LOCK only for reading, because the disk may allow no writing."""
     make_directories(DISK, directory)
     descriptor = os.open(directory / "LOCK", os.O_RDONLY | os.O_CREAT, 0o600)
     try:
@@ -164,7 +164,7 @@ def _lock_directory(directory: Path) -> int:
 
 
 def is_in_use(directory: Path) -> bool:
-    """Return whether a process uses the spool, by trying its lock for an instant."""
+    """Return whether a process uses the spool, by trying to lock it for a moment."""
     try:
         descriptor = os.open(directory / "LOCK", os.O_RDONLY)
     except FileNotFoundError:
@@ -179,9 +179,9 @@ def is_in_use(directory: Path) -> bool:
 
 
 def read_spool(directory: Path, disk: Disk = DISK) -> Spool:
-    """Return the spool as it is now, to be looked at; a new one gets a new uuid. Blocks; raises OSError.
+    """Return the spool as it is now, for reading; an empty one gets a new uuid. Blocks; raises OSError.
 
-    FileNotFoundError: the process that uses it has removed a segment meanwhile.
+    Raises FileNotFoundError when the process that uses the spool removes a segment meanwhile.
     """
     sequences = sorted(int(name[4:24]) for name in disk.list_names(directory) if SEGMENT_NAME.fullmatch(name))
     paths = [directory / name_segment(sequence) for sequence in sequences]
@@ -202,7 +202,7 @@ def name_segment(sequence: int) -> str:
 
 
 def _read_header(disk: Disk, path: Path) -> SegmentHeader | None:
-    """Return the header; None where it is damaged or cannot be read, which costs no more than what it says."""
+    """Return the header, None when it is damaged or cannot be read: no row is lost by that."""
     try:
         descriptor = disk.open(path)
         try:
