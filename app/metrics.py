@@ -148,7 +148,7 @@ OPEN_INFERENCE_SECONDS = Summary(
     ["model", "model_version", "outcome"],
 )
 
-LOG_ANSWERED = Counter("prediction_log_answered_rows_total", "Rows whose request was answered 200")
+LOG_ANSWERED = Counter("prediction_log_answered_rows_total", "Rows that the log has promised to store")
 LOG_STORED = Counter(
     "prediction_log_stored_rows_total",
     "Rows that PostgreSQL has committed, including rows that earlier processes promised",

@@ -1,7 +1,7 @@
 """POST /predict: the way of a prediction, from the body to the answer that promises a stored row."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated
 
@@ -38,34 +38,40 @@ async def post_predict(request: Request) -> Response:
     state, scope = get_state(request.scope), request.scope
     body = await read_body(scope, request.receive, state.max_body_bytes)
     answered: asyncio.Future[Answer] = state.loop.create_future()
-    arguments = scope["headers"], body, state, get_request_id(scope), partial(settle_future, answered)
-    if len(body) < LARGE_BODY_BYTES:
-        predict(*arguments)
-    else:  # what takes more than a millisecond to read leaves the event loop
-        served, job = await asyncio.to_thread(read_job, *arguments)
-        served.batcher.submit(job)
+    predict(scope["headers"], body, state, get_request_id(scope), partial(settle_future, answered))
     status, headers, content = await answered
     return Response(content, status, {name.decode(): value.decode() for name, value in headers})
 
 
-def predict(headers: Headers, body: bytes, state: State, request_id: str, answer: OnAnswer) -> PredictJob | None:
-    """Serve POST /predict: `answer` is called later, with the answer or an error's; never raises.
+def predict(headers: Headers, body: bytes, state: State, request_id: str, on_answer: OnAnswer) -> PredictJob | None:
+    """Serve POST /predict, whichever door it came in by: `on_answer` is called later, once. Never raises.
 
-    headers and body -> checked rows, in the model's order (`read_job`) -> the model's batcher -> one run with whatever
-    else waits -> answers and log rows (`predict_batch.answer_batch`) -> the log has promised them -> `answer`.
-    Return the job, to be abandoned when its client has gone; None: it was refused.
+    headers and body -> checked rows, in the model's order (`read_job`) -> the model's batcher -> one run of the model
+    for all requests that wait -> answers and log rows (`predict_batch.answer_batch`) -> the log promises to store the
+    rows -> `on_answer`. Return the job, to be abandoned when its client goes; None: there is none yet, or none at all.
     """
+    if len(body) < LARGE_BODY_BYTES:
+        return _submit(partial(read_job, headers, body, state, request_id, on_answer), state, request_id, on_answer)
+    # What takes more than a millisecond to read leaves the event loop.
+    reading = state.loop.run_in_executor(None, read_job, headers, body, state, request_id, on_answer)
+    reading.add_done_callback(lambda _: _submit(reading.result, state, request_id, on_answer))
+    return None
+
+
+def _submit(
+    read: Callable[[], tuple[ServedModel, PredictJob]], state: State, request_id: str, on_answer: OnAnswer
+) -> PredictJob | None:
     try:
-        served, job = read_job(headers, body, state, request_id, answer)
+        served, job = read()
         served.batcher.submit(job)
     except Exception as error:  # a bug among them, which is logged there
-        state.loop.call_soon(answer, answer_error(error, request_id))
+        state.loop.call_soon(on_answer, answer_error(error, request_id))
         return None
     return job
 
 
 def read_job(
-    headers: Headers, body: bytes, state: State, request_id: str, answer: OnAnswer
+    headers: Headers, body: bytes, state: State, request_id: str, on_answer: OnAnswer
 ) -> tuple[ServedModel, PredictJob]:
     """Decode and check a request: which model it asks for, and its rows in that model's order. Raises 4xx."""
     check_headers(headers, state.max_body_bytes)
@@ -74,7 +80,7 @@ def read_job(
     served = state.repository.get(asked.model, None if asked.version is None else str(asked.version))
     values = read_features(rows, served.model.signature, lambda: list_pointers(asked))
     many = not isinstance(asked.instances, UnsetType)
-    return served, PredictJob(values, list_external_ids(asked), request_id, many, answer)
+    return served, PredictJob(values, list_external_ids(asked), request_id, many, on_answer)
 
 
 ExternalId = Annotated[str, Meta(max_length=TEXT_LIMIT)]

@@ -46,7 +46,7 @@ class PredictJob:
     external_ids: Sequence[str | None]
     request_id: str
     many: bool
-    answer: Callable[[Any], None]
+    on_answer: Callable[[Any], None]
     is_abandoned: bool = False
     """Nobody waits for the answer any more."""
 
@@ -66,7 +66,7 @@ class PredictJob:
 
     def fail(self, error: Exception) -> None:
         """Answer an error."""
-        self.answer(answer_error(error, self.request_id))
+        self.on_answer(answer_error(error, self.request_id))
 
     def point_at(self, row: int) -> str:
         """Return where the request has this row."""
@@ -113,7 +113,7 @@ def answer_error(error: Exception, request_id: str) -> Answer:
 
 
 @dataclass(slots=True)
-class BatchAnswer:
+class ScoredBatch:
     """Rows for the log, each job's answer to give once they are promised, and what to count then: arrays (n,)."""
 
     rows: list[Rows]
@@ -125,7 +125,7 @@ class BatchAnswer:
 encode = msgspec.json.Encoder().encode
 
 
-def answer_batch(model: Model, jobs: Sequence[PredictJob]) -> BatchAnswer:
+def answer_batch(model: Model, jobs: Sequence[PredictJob]) -> ScoredBatch:
     """Score the rows of all jobs in one run and encode answers and log rows; one clock reading dates them all."""
     scores = run_model(model, [row for job in jobs for row in job.values])
     check_finite(scores, jobs)
@@ -157,7 +157,7 @@ def answer_batch(model: Model, jobs: Sequence[PredictJob]) -> BatchAnswer:
             probabilities = dict(zip(texts, chances, strict=True))
             predictions.append(Prediction(prediction_id, classes[index], score, probabilities, name, version))
         answers.append(job.render(predictions))
-    return BatchAnswer(encode_records(records), answers, scores.predicted, scores.scores)
+    return ScoredBatch(encode_records(records), answers, scores.predicted, scores.scores)
 
 
 def run_model(model: Model, rows: Sequence[Sequence[Value]]) -> Scores:
@@ -181,13 +181,13 @@ def check_finite(scores: Scores, jobs: Sequence[PredictJob]) -> None:
     raise invalid(*(Fault(jobs[0].point_at(row), code, detail) for row in rows))
 
 
-def make_batcher(model: Model, log: PredictionLog, executor: ThreadPoolExecutor) -> Batcher[PredictJob, BatchAnswer]:
+def make_batcher(model: Model, log: PredictionLog, executor: ThreadPoolExecutor) -> Batcher[PredictJob, ScoredBatch]:
     """Make the batcher of one model: what a batch takes, how long, and where it goes."""
 
-    async def deliver(jobs: Sequence[PredictJob], answer: BatchAnswer) -> None:
+    async def deliver(jobs: Sequence[PredictJob], answer: ScoredBatch) -> None:
         await log.store(answer.rows)
         for job, result in zip(jobs, answer.answers, strict=True):
-            job.answer(result)
+            job.on_answer(result)
         count_predictions(model, answer)
 
     return Batcher(
@@ -198,7 +198,7 @@ def make_batcher(model: Model, log: PredictionLog, executor: ThreadPoolExecutor)
     )
 
 
-def count_predictions(model: Model, answer: BatchAnswer) -> None:
+def count_predictions(model: Model, answer: ScoredBatch) -> None:
     """Count answered predictions by class, and their scores."""
     for name, rows in zip(model.signature.class_texts, np.bincount(answer.predicted).tolist(), strict=False):
         if rows:

@@ -67,7 +67,7 @@ class InferJob(PredictJob):
 
     def fail(self, error: Exception) -> None:
         """Have the handler raise the error."""
-        self.answer(error)
+        self.on_answer(error)
 
     def point_at(self, row: int) -> str:
         """Return where the request has this row."""
@@ -116,7 +116,7 @@ async def infer(request: Request) -> Response:
             job = read_infer_job(request, body, state, served.model, answered)
         else:  # what takes more than a millisecond, or may when it is decompressed, is not done on the event loop
             job = await asyncio.to_thread(read_infer_job, request, body, state, served.model, answered)
-        served.batcher.submit(job)  # -> answer.answer_batch -> log -> InferJob.render
+        served.batcher.submit(job)  # -> predict_batch.answer_batch -> log -> on_answer
         response, outcome = await answered, "success"
     finally:
         seconds = time.perf_counter() - started
@@ -140,7 +140,7 @@ def read_infer_job(
         external_ids=read_external_ids(asked.parameters, len(rows)),
         request_id=get_request_id(request.scope),
         many=True,
-        answer=partial(settle_future, answered),
+        on_answer=partial(settle_future, answered),
         model=model,
         id=asked.id,
         outputs=outputs,
