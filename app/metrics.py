@@ -122,7 +122,7 @@ PREDICTIONS = Counter(
 )
 PREDICTION_SCORES = BatchHistogram(
     "prediction_score_distribution",
-    "Scores of answered predictions: probability of the positive class, or of the predicted one of several",
+    "Scores of answered predictions: probability of the positive class; with more than two, of the predicted one",
     ["model", "model_version"],
     edges=[round(0.05 * edge, 2) for edge in range(1, 21)],
 )

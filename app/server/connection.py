@@ -1,4 +1,4 @@
-"""A connection of `scorekeeper serve`: uvicorn's, with our deadlines, limits and the short door of POST /predict."""
+"""One connection of `scorekeeper serve`: uvicorn's, with deadlines, limits and the short door of POST /predict."""
 
 import asyncio
 import logging

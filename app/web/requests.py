@@ -25,7 +25,7 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS",
 """Methods that become metric labels as they are; any other counts as OTHER."""
 
 ACCESS_LOG_KEY = "access_log"
-"""Under which the lifespan's state, and so that of every request, has the access log; None: it is off."""
+"""The key of the lifespan's state, and so of every request's, for the access log; None: it is off."""
 
 RECEIVED_AT = "scorekeeper.received_at"
 """The scope's key for the time at which the server received the request's last byte, by `time.perf_counter`."""
@@ -96,7 +96,7 @@ class RequestMiddleware:
                 scope["state"][ACCESS_LOG_KEY],
                 scope["client"],
                 scope["method"],
-                get_target(scope),
+                _get_target(scope),
                 scope["route"].path if "route" in scope else "unmatched",
                 status,
                 seconds,
@@ -104,7 +104,7 @@ class RequestMiddleware:
             )
 
 
-def get_target(scope: Scope) -> bytes:
+def _get_target(scope: Scope) -> bytes:
     """Return the path and query of a request as they were sent."""
     path: bytes = scope.get("raw_path") or scope["path"].encode()
     query: bytes = scope["query_string"]
