@@ -34,7 +34,7 @@ class OverloadedError(UnavailableError):
 
 
 class Job(Protocol):
-    """A request that waits for its answer."""
+    """A request that waits for the answer that `deliver` gives it."""
 
     @property
     def rows(self) -> int:
@@ -45,7 +45,7 @@ class Job(Protocol):
         """Whether the client has gone, so that nobody waits for the answer."""
 
     def fail(self, error: Exception) -> None:
-        """Answer the request with an error; does nothing when it is answered already."""
+        """Answer the request with an error; do nothing when it is answered already."""
 
 
 J = TypeVar("J", bound=Job)
@@ -80,7 +80,7 @@ class Batcher(Generic[J, R]):
         self._delivery: asyncio.Task[None] | None = None
 
     def submit(self, job: J) -> None:
-        """Add `job` to the jobs that wait; it is answered later. Full: OverloadedError."""
+        """Add `job` to the jobs that wait; raise OverloadedError when too many rows wait."""
         rows = self._waiting_rows + job.rows
         if self._waiting and (
             rows > MAX_WAITING_ROWS or self._pace.correct(self._predict_seconds(rows)) > MAX_WAITING_SECONDS
@@ -107,7 +107,7 @@ class Batcher(Generic[J, R]):
             done.add_done_callback(lambda done: self._hand_over(done.result()))
 
     def _take_batch(self) -> list[J]:
-        """Take the oldest jobs that fit into a batch, without those whose client has gone."""
+        """Take the oldest jobs, as many as fit into a batch and at least one; drop abandoned jobs."""
         batch: list[J] = []
         rows = taken = 0
         for job in self._waiting:
@@ -136,7 +136,7 @@ class Batcher(Generic[J, R]):
         self._delivery.add_done_callback(lambda _: self._run_next())
 
     async def _deliver_all(self, outcomes: list[tuple[list[J], R | Exception]]) -> None:
-        """Deliver the results; fail every job that has no answer because of an error."""
+        """Deliver the results; answer every job of a failed batch with the error."""
         for jobs, outcome in outcomes:
             error = outcome if isinstance(outcome, Exception) else await self._try_deliver(jobs, outcome)
             if error is not None:
