@@ -4,7 +4,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=igno
 RUN python -m venv /venv
 ENV PATH=/venv/bin:$PATH
 WORKDIR /source
-# The locked versions, checked by their hashes, are a layer of their own, made again only when the lock changes. The package
+# The locked versions, checked by their hashes, are a layer of their own, rebuilt only when the lock changes. The package
 # is then built and installed from these files alone: what the server does not need at run time stays out of the image.
 COPY requirements.lock ./
 RUN pip download --quiet --require-hashes --dest /wheels --requirement requirements.lock

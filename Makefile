@@ -1,4 +1,4 @@
-# make run: a server with a demo model on 127.0.0.1:8000; PostgreSQL comes along unless DATABASE_URL is set.
+# make run: a server with a demo model on 127.0.0.1:8000; it brings its own PostgreSQL unless DATABASE_URL is set.
 PYTHON ?= python3
 VENV ?= .venv
 HOST ?= 127.0.0.1
@@ -8,8 +8,8 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 # Debian's PostgreSQL 15, the oldest supported version, for test-system, which also needs what .ci/run installs.
 POSTGRES_15 ?= /usr/lib/postgresql/15/bin
-# The tests in two processes, each with a PostgreSQL of its own, in one where there is one core. Two on more cores too:
-# some tests measure time, and that they hold beside one other is what is tried. `make test WORKERS=`: in one process.
+# The tests run in two processes, each with its own PostgreSQL; on a single core, in one. Never in more than two: some
+# tests measure time, and they are known to pass beside one other process. `make test WORKERS=` runs one process.
 WORKERS ?= --numprocesses logical --maxprocesses 2 --dist worksteal
 
 .PHONY: run demo replay test test-system compose-test faults check format dashboards lock
@@ -17,7 +17,7 @@ WORKERS ?= --numprocesses logical --maxprocesses 2 --dist worksteal
 run: $(VENV)/run-installed
 	exec $(BIN)/python -m app serve --host $(HOST) --port $(PORT)
 
-# The server with PostgreSQL, Prometheus if it is installed, and rows and labels without an end, until Ctrl-C.
+# The server with PostgreSQL, Prometheus if it is installed, and an endless stream of rows and labels, until Ctrl-C.
 demo: $(VENV)/run-installed
 	exec $(BIN)/python demo/run.py --port $(PORT)
 
@@ -35,11 +35,11 @@ test-system: $(VENV)/test-installed
 	TEST_POSTGRES_BIN=$(POSTGRES_15) $(BIN)/pytest $(WORKERS) tests --ignore=tests/system --ignore=tests/faults
 	$(BIN)/pytest tests/faults
 
-# The stack of compose.yaml for real, with the images that the Docker engine has or can get.
+# Start and test the stack of compose.yaml, with the images that the Docker engine has or can pull.
 compose-test: $(VENV)/test-installed
 	$(BIN)/python -m tests.compose
 
-# The faults of test-system many times over, and the long ones, as a table: before a release.
+# Before a release: run the faults of test-system many times, and the long ones, and print a table.
 faults: $(VENV)/test-installed
 	$(BIN)/python -m tests.faults
 
@@ -57,8 +57,8 @@ format: $(VENV)/test-installed
 dashboards: $(VENV)/test-installed
 	$(BIN)/python -m grafana.build
 
-# Both lock files, from pyproject.toml, with the newest versions that it allows; `make lock UPGRADE=` keeps what still fits.
-# Then, without a download: is there a wheel of everything for each supported Python?
+# Both lock files, from pyproject.toml, with the newest versions that it allows; `make lock UPGRADE=` keeps versions that
+# still fit. Then check, without a download, that every package has a wheel for each supported Python.
 UPGRADE ?= --upgrade
 COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --no-config --universal --fork-strategy fewest --python-version 3.11 \
 	--generate-hashes --custom-compile-command 'make lock' --group build $(UPGRADE) pyproject.toml

@@ -21,7 +21,7 @@ from app.api.predict_batch import make_batcher
 from app.database.pool import DatabaseUnreachableError, open_database_url, open_pool
 from app.errors import ScorekeeperError, StartupError
 from app.jobs import STALE_INTERVALS, Jobs, JobSettings, open_scheduler, schedule_jobs
-from app.logs import configure_logging, open_access_log
+from app.logs import AccessLog, configure_logging, open_access_log
 from app.open_inference.routes import OPEN_INFERENCE_ROUTES
 from app.openapi import document as openapi
 from app.prediction_log.log import open_log
@@ -35,7 +35,7 @@ from app.settings import Durability, Settings
 from app.state import STATE_KEY, Lifecycle, Scoreboard, State
 from app.tasks import stop_server
 from app.web.problem import render_error, render_http_exception
-from app.web.requests import RequestMiddleware
+from app.web.requests import ACCESS_LOG_KEY, RequestMiddleware
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ STOP_DELAY_SECONDS = 1.0
 
 
 @asynccontextmanager
-async def lifespan(app: Starlette) -> AsyncIterator[dict[str, State]]:  # noqa: ARG001  # Starlette passes it
+async def _lifespan(app: Starlette) -> AsyncIterator[dict[str, State | AccessLog | None]]:  # noqa: ARG001  # Starlette passes it
     """Open everything in dependency order; close it in reverse order at exit."""
     settings = Settings.from_env()
     configure_logging(settings.log_format)
@@ -91,7 +91,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, State]]:  # noqa: 
     ):
         job_settings = JobSettings(settings.migrate_on_start, quality_settings, f1_interval, settings.retention_days)
         jobs = Jobs(url, pool, repository, lifecycle, scoreboard, job_settings)
-        await prepare_database(jobs, settings.durability)
+        await _prepare_database(jobs, settings.durability)
         async with (
             open_log(log_pool, settings.durability, spool, settings.spool_max_bytes, stop_server) as log,
             open_executor() as executor,
@@ -115,17 +115,16 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, State]]:  # noqa: 
                 max_body_bytes=settings.max_body_bytes,
                 max_batch_rows=settings.max_batch_rows,
                 quality=quality_settings,
-                access_log=access_log,
                 scoreboard=scoreboard,
             )
             del loaded  # this reference would keep the versions of the start in memory after they are unloaded
             async with open_scheduler(schedule_jobs(jobs, reloader.look, f1_interval)):
-                with stop_gently(lifecycle):
+                with _stop_gently(lifecycle):
                     logger.info("ready: %d model(s), default %s", len(repository.all()), repository.default_model)
-                    yield {STATE_KEY: state}
+                    yield {STATE_KEY: state, ACCESS_LOG_KEY: access_log}
 
 
-async def prepare_database(jobs: Jobs, durability: Durability) -> None:
+async def _prepare_database(jobs: Jobs, durability: Durability) -> None:
     """Prepare the database; if it is unreachable and there is a spool, leave this to the job `watch_database`."""
     try:
         await jobs.prepare_database()
@@ -136,7 +135,7 @@ async def prepare_database(jobs: Jobs, durability: Durability) -> None:
 
 
 @contextmanager
-def stop_gently(lifecycle: Lifecycle) -> Iterator[None]:
+def _stop_gently(lifecycle: Lifecycle) -> Iterator[None]:
     """On SIGTERM, go not-ready at once; STOP_DELAY_SECONDS later call uvicorn's handler, which closes the socket."""
     loop = asyncio.get_running_loop()
     uvicorn_handler = signal.getsignal(signal.SIGTERM)
@@ -158,7 +157,7 @@ def stop_gently(lifecycle: Lifecycle) -> Iterator[None]:
 
 starlette = Starlette(
     routes=ROUTES,
-    lifespan=lifespan,
+    lifespan=_lifespan,
     exception_handlers={
         ScorekeeperError: render_error,
         HTTPException: render_http_exception,

@@ -80,7 +80,7 @@ class Jobs:
         self._settings = settings
 
     async def prepare_database(self) -> None:
-        """Bring the schema to head, if MIGRATE_ON_START allows it, and make partitions. Raises StartupError."""
+        """Bring the schema to head, if MIGRATE_ON_START, and make partitions. Raises StartupError with one line."""
         await check_server(self._url)
         try:
             schema = await prepare_schema(self._url, migrate=self._settings.migrate)
@@ -113,7 +113,7 @@ class Jobs:
                 await sweep_pending(connection)
 
     async def refresh_quality(self) -> None:
-        """Compute the results unless another replica does; export the stored ones, or the last that were read."""
+        """Compute the results unless another replica does; export the stored results, or the last ones read."""
         with survive("the quality job failed", metrics.QUALITY_FAILURES):
             loaded = {(served.model.name, served.model.version) for served in self._repository.all()}
             async with self._pool.acquire(timeout=5) as connection:
@@ -121,7 +121,7 @@ class Jobs:
             await refresh_results(self._pool, self._settings.quality, versions, loaded, self._settings.f1_interval / 2)
         with survive("the quality results could not be read, the last known ones are kept", metrics.QUALITY_FAILURES):
             await self._read_results()
-        export_results(self._scoreboard, self._settings.quality.objective)
+        _export_results(self._scoreboard, self._settings.quality.objective)
 
     async def _read_results(self) -> None:
         async with self._pool.acquire(timeout=5) as connection:
@@ -193,7 +193,7 @@ def schedule_jobs(jobs: Jobs, look_for_models: Work, f1_interval: timedelta) -> 
 
 @asynccontextmanager
 async def open_scheduler(schedule: Sequence[ScheduledJob], stop_seconds: float = STOP_SECONDS) -> AsyncIterator[None]:
-    """Run jobs until exit, each once at a time. Exit waits `stop_seconds` for running jobs, then cancels them."""
+    """Run jobs until exit, each at most once at a time. Exit waits for running jobs, then cancels them."""
     scheduler = AsyncIOScheduler(timezone=UTC, job_defaults={"coalesce": True, "misfire_grace_time": None})
     running: set[asyncio.Task[None]] = set()
 
@@ -220,7 +220,7 @@ async def open_scheduler(schedule: Sequence[ScheduledJob], stop_seconds: float =
         scheduler.shutdown(wait=False)
 
 
-def export_results(scoreboard: Scoreboard, objective: float | None) -> None:
+def _export_results(scoreboard: Scoreboard, objective: float | None) -> None:
     """Set the gauges to the results of the role `live`. An undefined measure has no sample; the state says why."""
     for gauge in (*metrics.MODEL_MEASURES.values(), metrics.MODEL_QUALITY_STATE):
         gauge.clear()

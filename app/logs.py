@@ -67,8 +67,8 @@ LAST_LINES_SECONDS = 1.0
 class AccessLog:
     """Writes one line per request to standard error, where all other lines go.
 
-    `logging` takes 9 us for a line, a third of a prediction, and blocks the event loop when nobody reads standard
-    error. Here a line costs about 1 us, and a thread writes the lines of a tenth of a second together. Bounded: while
+    `logging` takes 9 us for a line, a third of a prediction, and blocks the event loop when nobody reads the output.
+    Here a line costs about 1 us, and a thread writes the lines of a tenth of a second together. Bounded: while
     MAX_WAITING_LINES wait, new lines are dropped and counted.
     """
 

@@ -122,7 +122,7 @@ PREDICTIONS = Counter(
 )
 PREDICTION_SCORES = BatchHistogram(
     "prediction_score_distribution",
-    "Scores of answered predictions: probability of the positive class, or of the predicted one of several",
+    "Scores of answered predictions: probability of the positive class; with more than two, of the predicted one",
     ["model", "model_version"],
     edges=[round(0.05 * edge, 2) for edge in range(1, 21)],
 )
@@ -148,7 +148,7 @@ OPEN_INFERENCE_SECONDS = Summary(
     ["model", "model_version", "outcome"],
 )
 
-LOG_ANSWERED = Counter("prediction_log_answered_rows_total", "Rows whose request was answered 200")
+LOG_ANSWERED = Counter("prediction_log_answered_rows_total", "Rows that the log has promised to store")
 LOG_STORED = Counter(
     "prediction_log_stored_rows_total",
     "Rows that PostgreSQL has committed, including rows that earlier processes promised",

@@ -10,7 +10,6 @@ from starlette.types import Scope
 
 from app.database.migrate import SchemaState
 from app.errors import Reason
-from app.logs import AccessLog
 from app.prediction_log.log import PredictionLog
 from app.quality.queries import QualityResult
 from app.quality.refresh import QualitySettings
@@ -76,7 +75,6 @@ class State:
     max_body_bytes: int
     max_batch_rows: int
     quality: QualitySettings
-    access_log: AccessLog | None
     scoreboard: Scoreboard
 
 

@@ -1,4 +1,4 @@
-"""Background tasks with an owner: a task that ends by itself stops the server, which cannot do without it."""
+"""Background tasks with an owner: the server never runs without one, so a task that ends by itself stops it."""
 
 import asyncio
 import logging

@@ -5,7 +5,7 @@ from grafana.panels import Query, query
 VERSION = 'model="$model", model_version=~"$version"'
 WINDOW = f'{VERSION}, window="$window"'
 JOB = 'job="scorekeeper"'
-"""Names of the log and of HTTP are not ours alone: they are looked at where prometheus.yml scrapes this service."""
+"""Other services may have metrics with the names of the log and of HTTP: this selects those of our scrape job."""
 
 
 def newest(metric: str) -> str:
@@ -31,6 +31,6 @@ def ask_quantile(quantile: str, histogram: str, selector: str) -> Query:
 
 
 def ask_delay(quantile: str) -> Query:
-    """Ask for a quantile of the delay of labels: they may come seldom, so it looks back an hour."""
+    """Ask for a quantile of the delay of labels over the last hour: labels may be rare."""
     buckets = "sum by (le) (rate(model_label_delay_seconds_bucket[1h]))"
     return query(f"histogram_quantile({quantile}, {buckets})", f"p{round(float(quantile) * 100)}")

@@ -11,7 +11,7 @@ STAT, GRAPH = (3, 4), (6, 8)
 
 
 def list_numbers() -> Panels:
-    """List one number for each question that an alert asks: green, or look at the alert."""
+    """List one number for each question that an alert asks; green means that there is no alert."""
     return [
         make_stat(
             "Up",
@@ -23,7 +23,7 @@ def list_numbers() -> Panels:
         ),
         make_stat(
             "Predictions that Fail",
-            "Share of predictions answered 5xx in the last 5 minutes. Agreed: 0.1 % in a month. No data: nobody asks.",
+            "Share of predictions answered 5xx in the last 5 minutes. Agreed: 0.1 % in a month. No data: no requests.",
             "percentunit",
             query("max(job:predict_failed:ratio_rate5m)"),
             size=STAT,
@@ -55,7 +55,7 @@ def list_numbers() -> Panels:
         ),
         make_stat(
             "Versions that Are Known",
-            "Versions with a window in the state ok: how good the others are, nobody knows.",
+            "Versions with a window in the state ok. The quality of the others is unknown.",
             "short",
             query("sum(max without (window) (job:model_quality_ok:max))"),
             size=STAT,
@@ -63,7 +63,7 @@ def list_numbers() -> Panels:
         ),
         make_stat(
             "Age of the Numbers",
-            "Time since the quality job has last computed them, on any replica.",
+            "Time since the quality job last computed them, on any replica.",
             "s",
             query("time() - max(model_quality_last_success_timestamp_seconds)"),
             size=STAT,
@@ -72,7 +72,7 @@ def list_numbers() -> Panels:
         ),
         make_stat(
             "Rows Lost",
-            "Rows answered 200 that are nowhere, that PostgreSQL refuses, or that are damaged. Must be 0.",
+            "Rows answered 200 that are missing, that PostgreSQL refuses, or that are damaged. Must be 0.",
             "short",
             query(
                 "sum(clamp_min(instance:prediction_log_unaccounted:rows, 0)) "
@@ -94,7 +94,7 @@ def list_numbers() -> Panels:
 
 
 def list_graphs() -> Panels:
-    """List what shows when it began: one column for each question."""
+    """List the graphs that show when a problem began: one column for each question."""
     every = "max without (instance) ({}) "
     return [
         make_graph(
@@ -129,14 +129,14 @@ def list_graphs() -> Panels:
         ),
         make_graph(
             "Error Budget",
-            "How many times faster than agreed failures are spent, over an hour. 14.4 pages.",
+            "How many times faster than agreed the budget of failures is spent, over an hour. 14.4 pages somebody.",
             "none",
             query("max(job:predict_failed:ratio_rate1h) / 0.001", "failures"),
             size=GRAPH,
         ),
         make_graph(
             "Latency Budget",
-            "How many times faster than agreed slow answers are spent, over an hour. 14.4 pages.",
+            "How many times faster than agreed the budget of slow answers is spent, over an hour. 14.4 pages somebody.",
             "none",
             query("max(job:predict_slow:ratio_rate1h) / 0.01", "slow answers"),
             size=GRAPH,
@@ -162,7 +162,7 @@ def add_panels(dashboard: builders.Dashboard) -> builders.Dashboard:
     """Put every panel on the dashboard."""
     alerts = make_table(
         "Alerts",
-        "What fires now. docs/alerts.md says of each what it means and what to do.",
+        "Alerts that fire now. docs/alerts.md says what each means and what to do.",
         "none",
         query_now('sum by (severity, alertname, model, model_version, window, instance) (ALERTS{alertstate="firing"})'),
         size=(24, 6),

@@ -1,4 +1,4 @@
-"""Panels in this project's manner, on top of Grafana's own builders."""
+"""Panels in this project's style, made with Grafana's own builders."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -41,7 +41,7 @@ class Sql(Dataquery):
 
 
 class SqlBuilder(Builder[Sql]):
-    """What panels take a query as."""
+    """Builds a query for a panel."""
 
     def __init__(self, statement: str) -> None:
         self.statement = statement
@@ -52,7 +52,7 @@ class SqlBuilder(Builder[Sql]):
 
 
 def query(expression: str, legend: str = "__auto") -> Query:
-    """Ask Prometheus for series over the time that is looked at."""
+    """Ask Prometheus for series over the dashboard's time range."""
     return Query().expr(expression).legend_format(legend).range()
 
 
@@ -72,7 +72,7 @@ def make_stat(  # noqa: PLR0913  # a panel is what it shows
     decimals: int | None = None,
     no_value: str = "no data",
 ) -> stat.Panel:
-    """Make one number; `limits` colour it from a value on."""
+    """Make one number; each of `limits` has a value and the colour from there on."""
     panel = place(stat.Panel(), title, description, unit, size)
     if decimals is not None:
         panel.decimals(decimals)
@@ -128,7 +128,7 @@ def make_heatmap(
 
 
 def make_states(title: str, description: str, target: Query, *, size: tuple[int, int] = (12, 8)) -> statetimeline.Panel:
-    """Make a bar for each series over time: there while it holds."""
+    """Make a bar for each series over time, visible while the series exists."""
     return (
         place(statetimeline.Panel(), title, description, "none", size)
         .targets(number([target]))
@@ -183,7 +183,7 @@ def make_tooltip() -> common.VizTooltipOptions:
 
 
 def make_limits(limits: Sequence[tuple[float | None, str]]) -> builders.ThresholdsConfig:
-    """Make colours that hold from a value on, None: from below all."""
+    """Make colours, each from a value on; None is below all values."""
     steps = [models.Threshold(value, color) for value, color in limits]
     return builders.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(steps)
 
@@ -207,7 +207,7 @@ class Annotation(models.AnnotationQuery):
 
 
 class AnnotationBuilder(Builder[models.AnnotationQuery]):
-    """What dashboards take an annotation as."""
+    """Builds an annotation for a dashboard."""
 
     def __init__(self, annotation: Annotation) -> None:
         self.annotation = annotation
@@ -218,7 +218,7 @@ class AnnotationBuilder(Builder[models.AnnotationQuery]):
 
 
 def make_variable(name: str, description: str, values: str, *, many: bool = False) -> builders.QueryVariable:
-    """Make a choice among the values that a label has in the time that is looked at."""
+    """Make a choice among the values that a label has in the dashboard's time range."""
     variable = (
         builders.QueryVariable(name)
         .label(name.capitalize())

@@ -45,8 +45,8 @@ def list_overview_panels() -> Panels:
         graph_requests(),
         make_heatmap(
             "Prediction Score Distribution",
-            "How many predictions had which score: the probability of the positive class, or of the predicted one of "
-            "several. A band that moves is drift.",
+            "How many predictions had which score: the probability of the positive class; with more than two "
+            "classes, of the predicted one. A band that moves is drift.",
             query(f"sum by (le) (increase(prediction_score_distribution_bucket{{{VERSION}}}[$__rate_interval]))"),
             "none",
         ),
@@ -74,13 +74,13 @@ def graph_requests() -> timeseries.Panel:
 
 
 def list_quality_panels() -> Panels:
-    """List what shows how good the model is, and how much of that is known."""
+    """List the panels that show the model's quality, and how well it is known."""
     return [
         graph_f1(),
         make_states(
             "Quality State",
-            "ok: the numbers can be read. Else why they are missing or weak; stale: the job does not run. What to do: "
-            "docs/quality.md.",
+            "ok: the numbers are reliable. Other states say why they are missing or weak; stale: the job does not run. "
+            "docs/quality.md says what to do.",
             query(
                 f"max by (model_version, state) (model_quality_state{{{WINDOW}}}) == 1", "{{model_version}} {{state}}"
             ),
@@ -95,8 +95,8 @@ def list_quality_panels() -> Panels:
         ),
         make_graph(
             "Label Coverage",
-            "Share of the window's predictions that have a label (left), and how many have one (right). Falls while "
-            "F1 is quiet: labels have stopped.",
+            "Share of the window's predictions that have a label (left), and how many have one (right). If it "
+            "falls while F1 is steady, labels have stopped.",
             "percentunit",
             query(newest("model_label_coverage_ratio"), "coverage {{model_version}}"),
             query(newest("model_labelled_predictions"), "labelled {{model_version}}"),
@@ -137,7 +137,8 @@ def list_quality_panels() -> Panels:
         make_table(
             "Results",
             "What the quality job has stored, every window: best threshold and the F1 there, AUC, Brier score, "
-            "calibration error (ECE), and F1 corrected for labels that come for some predictions rather than others.",
+            "calibration error (ECE), and F1 corrected for labels that come for some predictions more often than for "
+            "others.",
             "none",
             queries.RESULTS,
             size=(24, 7),
@@ -146,7 +147,7 @@ def list_quality_panels() -> Panels:
 
 
 def graph_f1() -> timeseries.Panel:
-    """Draw F1 in its band, against what was agreed and what a constant would get; one panel for each version."""
+    """Draw F1 with its bounds, the objective and the baseline; one panel for each version."""
     panel = make_graph(
         "F1 of Version $version",
         "The band holds the true F1 in 95 % of windows. All of it under the objective: the model is worse than agreed. "
@@ -173,12 +174,12 @@ def graph_f1() -> timeseries.Panel:
 
 
 def list_log_panels() -> Panels:
-    """List what shows whether rows reach PostgreSQL."""
+    """List the panels that show whether rows reach PostgreSQL."""
     return [
         make_graph(
             "Rows Answered and Stored",
-            "Predictions answered 200, and rows that PostgreSQL has committed. Refused ones were answered 503 for "
-            "want of the log.",
+            "Predictions answered 200, and rows that PostgreSQL has committed. Refused ones were answered 503 "
+            "because the log could not take them.",
             "cps",
             query(f"sum(rate(prediction_log_answered_rows_total{{{JOB}}}[$__rate_interval]))", "answered"),
             query(f"sum(rate(prediction_log_stored_rows_total{{{JOB}}}[$__rate_interval]))", "stored"),
@@ -195,8 +196,8 @@ def list_log_panels() -> Panels:
         ).override_by_regexp("/^lag/", SECONDS_ON_THE_RIGHT),
         make_graph(
             "Spool",
-            "Size of the spool on disk, shipped segments that are kept a while included, and SPOOL_MAX_BYTES, at which "
-            "predictions are refused.",
+            "Size of the spool on disk, including stored segments that are kept for a while, and SPOOL_MAX_BYTES, at "
+            "which predictions are refused.",
             "bytes",
             query(f"prediction_log_spool_bytes{{{JOB}}}", "used {{instance}}"),
             query(f"max(prediction_log_spool_max_bytes{{{JOB}}})", "SPOOL_MAX_BYTES"),
@@ -221,8 +222,8 @@ def list_log_panels() -> Panels:
         ),
         make_graph(
             "Rows to Look After",
-            "Dead: PostgreSQL refuses them. Damaged: places of the spool. Unaccounted: answered and nowhere. All must "
-            "be 0.",
+            "Dead: PostgreSQL refuses them. Damaged: damaged places in the spool. Unaccounted: answered 200 and "
+            "missing. All must be 0.",
             "short",
             query(f"sum(prediction_log_dead_rows_total{{{JOB}}})", "dead"),
             query(f"sum(prediction_log_spool_damaged_total{{{JOB}}})", "damaged"),
@@ -233,7 +234,7 @@ def list_log_panels() -> Panels:
 
 
 def list_http_panels() -> Panels:
-    """List what shows what clients ask for, and what the model costs."""
+    """List the panels that show requests, and the cost of the model."""
     return [
         make_graph(
             "Requests by Route",
@@ -243,7 +244,7 @@ def list_http_panels() -> Panels:
         ),
         make_graph(
             "Latency by Route",
-            "What 95 % of the answers take at most.",
+            "95 % of the answers take at most this long.",
             "s",
             query(
                 "histogram_quantile(0.95, sum by (le, route) "
@@ -253,13 +254,13 @@ def list_http_panels() -> Panels:
         ),
         make_graph(
             "Time of a Run",
-            "One run of the model, its answer read.",
+            "One run of the model, including reading its outputs.",
             "s",
             *(ask_quantile(quantile, "inference_seconds", VERSION) for quantile in ("0.5", "0.99")),
         ),
         make_graph(
             "Rows of a Run",
-            "Requests that wait at the same time share a run: more rows at more load.",
+            "Requests that wait at the same time share a run: under more load a run has more rows.",
             "short",
             *(ask_quantile(quantile, "inference_batch_rows", VERSION) for quantile in ("0.5", "0.99")),
         ),
@@ -274,11 +275,11 @@ def list_http_panels() -> Panels:
 
 
 def list_rows() -> Panels:
-    """List what shows the newest rows of the log."""
+    """List the panel with the newest rows of the log."""
     return [
         make_table(
             "Latest Predictions",
-            "The newest 100 of the time that is looked at, with their labels, from PostgreSQL.",
+            "The newest 100 rows of the dashboard's time range, with their labels, from PostgreSQL.",
             "none",
             queries.LATEST_PREDICTIONS,
             size=(24, 12),

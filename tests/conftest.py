@@ -89,6 +89,7 @@ def open_client(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     @asynccontextmanager
     async def open_client(**settings: str) -> AsyncIterator[httpx2.AsyncClient]:
         environment = {"DATABASE_URL": database_url, "DATA_DIR": str(tmp_path / "data"), "DURABILITY": "database"}
+        environment["ACCESS_LOG"] = "false"  # its thread would write between the captured outputs of two tests
         environment |= settings
         for name, value in environment.items():
             monkeypatch.setenv(name, value)

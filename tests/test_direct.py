@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -10,6 +11,7 @@ import pytest
 
 from app.web.body import LARGE_BODY_BYTES
 from tests.support.connections import BODY, Answer, Process, connect, run_process
+from tests.support.processes import wait_until
 
 JSON = b"Content-Type: application/json\r\n"
 DIRECT, THROUGH_ASGI = b"/predict", b"/predict?"
@@ -105,9 +107,10 @@ async def test_a_body_in_pieces_is_answered_when_it_is_complete(shared: Process)
         assert (await client.read_answer()).status == 200
 
 
-async def test_http_1_0_is_answered_and_ended(shared: Process) -> None:
+@pytest.mark.parametrize("headers", [JSON, JSON + b"Connection: keep-alive\r\n"])
+async def test_http_1_0_is_answered_and_ended(shared: Process, headers: bytes) -> None:
     async with connect(shared.port) as client:
-        await client.send(spell(DIRECT, line=b"POST %b HTTP/1.0"))
+        await client.send(spell(DIRECT, headers=headers, line=b"POST %b HTTP/1.0"))
 
         answer = await client.read_answer()
 
@@ -171,3 +174,17 @@ async def scrape(process: Process, series: str) -> float:
     async with httpx2.AsyncClient() as client:
         text = (await client.get(f"http://127.0.0.1:{process.port}/metrics")).text
     return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(series))
+
+
+async def test_a_client_that_leaves_before_its_answer_is_counted(tmp_path: Path) -> None:
+    with run_process(tmp_path) as process:
+        await process.wait_until_ready()
+        gone = 'http_requests_total{method="POST",route="/predict",status="499"}'
+        body = json.dumps({"instances": [[1, 2, 3, 4, 5]] * 1000}).encode()
+
+        async def has_counted() -> bool:
+            async with connect(process.port) as client:
+                await client.send(spell(DIRECT, body))
+            return await scrape(process, gone) > 0
+
+        await wait_until(has_counted)

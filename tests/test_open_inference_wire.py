@@ -79,7 +79,7 @@ def test_json_elements_are_read(datatype: str) -> None:
 
 @pytest.mark.parametrize("datatype", NOT_IN_JSON)
 def test_half_precision_is_refused_in_json(datatype: str) -> None:
-    with pytest.raises(MalformedBodyError, match="travels only as binary data"):
+    with pytest.raises(MalformedBodyError, match="must be sent as binary data"):
         decode(encode(make_input(datatype, data=[1.0, 2.0])))
 
 
@@ -281,7 +281,7 @@ def test_an_output_overrides_the_requests_binary_flag() -> None:
 
 
 def test_unknown_outputs_are_refused() -> None:
-    with pytest.raises(MalformedBodyError, match="no output 'y'; there are label, probabilities"):
+    with pytest.raises(MalformedBodyError, match="no output 'y'; the outputs are label, probabilities"):
         choose_outputs(InferRequest([], outputs={"y": False}), NAMES)
 
 

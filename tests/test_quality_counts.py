@@ -122,7 +122,7 @@ async def test_counts_of_what_has_no_result_are_404(client: httpx2.AsyncClient, 
     answer = await client.get("/quality/counts", params={**OF_ONE, "window": "1h", **change})
 
     assert answer.status_code == 404
-    assert "GET /quality has those that are" in answer.json()["detail"]
+    assert "GET /quality lists the results" in answer.json()["detail"]
 
 
 instants = st.datetimes(datetime(2020, 1, 1), datetime(2030, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001

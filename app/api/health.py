@@ -16,7 +16,7 @@ from app.web.json import answer_json
 from app.web.operation import Operation
 
 MAX_DETAILS = 5
-"""Versions named by one reason; GET /models names all."""
+"""Versions that one reason names; GET /models names all."""
 
 NO_STORE = {"Cache-Control": "no-store"}
 
@@ -31,7 +31,7 @@ class Health(msgspec.Struct):
 
 
 class Liveness(msgspec.Struct):
-    """That the server lives."""
+    """Whether the server lives."""
 
     live: Annotated[bool, Meta(description="Always true: a server that does not live does not answer", examples=[True])]
 
@@ -45,15 +45,15 @@ class Readiness(msgspec.Struct):
 
 @Operation(id="getHealth", tag="operations", summary="What is wrong, if anything", answers={200: [Health]})
 async def get_health(request: Request) -> Response:
-    """Answer 200 with what is wrong, if anything: `/health/ready` tells a load balancer, this tells a person."""
+    """Answer 200 with everything that is wrong. This is for people; `/health/ready` is for load balancers."""
     state = get_state(request.scope)
-    unique = list({reason.code: reason for reason in find_refusals(state) + find_troubles(state)}.values())
+    unique = list({reason.code: reason for reason in find_refusals(state) + _find_troubles(state)}.values())
     return answer_json(Health("degraded" if unique else "ok", unique), headers=NO_STORE)
 
 
 @Operation(id="isLive", tag="operations", summary="Whether the process lives", answers={200: [Liveness]})
 async def get_liveness(request: Request) -> Response:  # noqa: ARG001  # a process that answers is alive
-    """Answer 200 as long as the event loop turns, whatever else is wrong."""
+    """Answer 200 as long as the event loop runs, whatever else is wrong."""
     return answer_json(Liveness(live=True), headers=NO_STORE)
 
 
@@ -94,7 +94,7 @@ def find_refusals(state: State) -> list[Reason]:
     return reasons
 
 
-def find_troubles(state: State) -> list[Reason]:
+def _find_troubles(state: State) -> list[Reason]:
     """List what is wrong although /predict can keep its promise."""
     reasons = []
     if state.lifecycle.database_trouble is not None:
@@ -115,12 +115,12 @@ def find_model_troubles(repository: ModelRepository) -> list[Reason]:
             detail = f"{name} version {version}: {record.trouble.detail}"
             found.setdefault(record.trouble.code, []).append(msgspec.structs.replace(record.trouble, detail=detail))
     return [
-        Reason(code=code, detail=sum_up([one.detail for one in troubles]), since=min(one.since for one in troubles))
+        Reason(code=code, detail=_sum_up([one.detail for one in troubles]), since=min(one.since for one in troubles))
         for code, troubles in found.items()
     ]
 
 
-def sum_up(details: list[str]) -> str:
+def _sum_up(details: list[str]) -> str:
     """Join the first few of many details."""
     more = f" (and {len(details) - MAX_DETAILS} more)" if len(details) > MAX_DETAILS else ""
     return "; ".join(details[:MAX_DETAILS]) + more

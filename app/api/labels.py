@@ -1,4 +1,4 @@
-"""POST /labels: the way of a label, from the body to the counts, answered after COMMIT."""
+"""POST /labels: the steps of a label, from the body to the counts, which are answered after COMMIT."""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -23,11 +23,11 @@ from app.web.operation import Operation
 MEDIA_TYPES = (b"application/json", b"application/x-ndjson")
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
-"""How far ahead of ours the clock of whoever observes labels may be."""
+"""How far ahead of the server's clock a label's `observed_at` may be."""
 
 
 class LabelBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """One label: for a prediction or for the client's own key; null withdraws."""
+    """One label, for a prediction id or for the client's own key; null withdraws it."""
 
     label: Annotated[
         Annotated[str, Meta(max_length=TEXT_LIMIT)] | int | float | UnsetType | None,
@@ -38,7 +38,7 @@ class LabelBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     ] = None
     external_id: Annotated[
         Annotated[str, Meta(max_length=TEXT_LIMIT)] | None,
-        Meta(description="The client's own key that /predict was given with the row", examples=["order-1"]),
+        Meta(description="The client's own key, which it sent to /predict with the row", examples=["order-1"]),
     ] = None
     observed_at: Annotated[
         Annotated[datetime, Meta(tz=True)] | None,
@@ -61,7 +61,7 @@ class LabelCounts(msgspec.Struct):
     received: Annotated[int, Meta(description="Labels in the request", examples=[2])]
     new: Annotated[int, Meta(description="First labels of their predictions", examples=[1])]
     unchanged: Annotated[
-        int, Meta(description="Labels that changed nothing: an equal or a newer one was there", examples=[0])
+        int, Meta(description="Labels that changed nothing: an equal or a newer one was stored already", examples=[0])
     ]
     corrected: Annotated[int, Meta(description="Labels that replaced another class", examples=[0])]
     withdrawn: Annotated[int, Meta(description="Labels that were withdrawn", examples=[0])]
@@ -85,29 +85,29 @@ LINE_DECODER = msgspec.json.Decoder(LabelBody)
     bodies=lambda deployment: describe_label_bodies(LabelBody, deployment),
 )
 async def post_labels(request: Request) -> Response:
-    """Take labels, all or none, and count what became of each. The 200 is sent after COMMIT."""
+    """Take all labels or none, and answer how many had which outcome. The 200 is sent after COMMIT."""
     state = get_state(request.scope)
     body = await read_body(request.scope, request.receive, state.max_body_bytes, MEDIA_TYPES)
-    decode = decode_lines if get_media_type(request.scope) == b"application/x-ndjson" else decode_document
-    labels = await run_sized(body, check_labels, decode, body, state.max_batch_rows, datetime.now(UTC))
+    decode = _decode_lines if get_media_type(request.scope) == b"application/x-ndjson" else _decode_document
+    labels = await run_sized(body, _check_labels, decode, body, state.max_batch_rows, datetime.now(UTC))
     async with borrow_connection(state.pool) as connection:
         counts = await take_labels(connection, labels)
     return answer_json(LabelCounts(received=len(labels), **{outcome: counts[outcome] for outcome in get_args(Outcome)}))
 
 
-def decode_document(body: bytes) -> Iterator[tuple[str, str, LabelBody]]:
+def _decode_document(body: bytes) -> Iterator[tuple[str, str, LabelBody]]:
     """Yield (pointer, place in words, label) of a JSON document with one label or many."""
     document = decode_body(DOCUMENT_DECODER, body)
     if isinstance(document.labels, UnsetType):
         yield "", "", document
         return
     if document != LabelsBody(labels=document.labels):
-        raise invalid(Fault("", "unknown_field", "beside labels no other member is allowed"))
+        raise invalid(Fault("", "unknown_field", "no other member is allowed beside labels"))
     for index, label in enumerate(document.labels):
         yield f"/labels/{index}", "", label
 
 
-def decode_lines(body: bytes) -> Iterator[tuple[str, str, LabelBody]]:
+def _decode_lines(body: bytes) -> Iterator[tuple[str, str, LabelBody]]:
     """Yield (pointer, place in words, label) of one label per line; blank lines do not count as labels."""
     for index, line in enumerate(body.split(b"\n")):
         if line.strip():
@@ -115,7 +115,7 @@ def decode_lines(body: bytes) -> Iterator[tuple[str, str, LabelBody]]:
             yield pointer, where, decode_body(LINE_DECODER, line, pointer, where)
 
 
-def check_labels(
+def _check_labels(
     decode: Callable[[bytes], Iterator[tuple[str, str, LabelBody]]], body: bytes, limit: int, received_at: datetime
 ) -> list[Label]:
     """Check all labels; raise 422 with every fault of every label."""
@@ -128,7 +128,7 @@ def check_labels(
         faults += found
         if not found:
             observed_at = given.observed_at or received_at
-            text = spell_class(given.label)
+            text = _spell_class(given.label)
             labels.append(Label(given.prediction_id, given.external_id, text, observed_at, received_at))
     if faults:
         raise invalid(*faults)
@@ -157,7 +157,7 @@ def find_label_faults(given: LabelBody, now: datetime) -> Iterator[tuple[str, st
         yield "/observed_at", "out_of_range", "before the year 1"
 
 
-def spell_class(label: str | float | UnsetType | None) -> str | None:
+def _spell_class(label: str | float | UnsetType | None) -> str | None:
     """Return a label as the text of its class: 1, 1.0 and "1" are one class."""
     if label is None or isinstance(label, str):
         return label

@@ -53,7 +53,7 @@ class ServedVersion(msgspec.Struct):
     ]
     positive_class: Annotated[
         ModelClass | None,
-        Meta(description="The class that the score is about; null with more than two classes", examples=[1]),
+        Meta(description="The class whose probability is the score; null with more than two classes", examples=[1]),
     ]
     decision: Annotated[DecisionRule, Meta(description="How the predicted class is chosen", examples=["label"])]
     decision_threshold: Annotated[
@@ -84,7 +84,7 @@ class MissingVersion(msgspec.Struct):
 
 
 class ModelList(msgspec.Struct):
-    """Every version that is served, or that could have been."""
+    """Every known version, served or not."""
 
     default_model: Annotated[str, Meta(description="The model for requests that name none", examples=["car-loan"])]
     models: Annotated[list[ServedVersion], Meta(description="The versions that take requests")]

@@ -1,4 +1,4 @@
-"""/models: which versions are served, which are not for which reason, and the operator's requests to change that."""
+"""/models: which versions are served, why others are not, and operator requests to change that."""
 
 from typing import Annotated
 
@@ -29,10 +29,10 @@ MAX_BODY_BYTES = 1024
 
 @Operation(id="listModels", tag="models", summary="Every version, served or not", answers={200: [ModelList]})
 async def list_versions(request: Request) -> Response:
-    """Answer every served version, and those that are not: unloaded by the operator, or refused."""
+    """Answer every known version: served, unloaded by the operator, or refused."""
     state = get_state(request.scope)
-    served = [describe_served(one, state) for one in state.repository.all()]
-    missing = [describe_missing(record) for record in state.repository.records() if record.is_missing]
+    served = [_describe_served(one, state) for one in state.repository.all()]
+    missing = [_describe_missing(record) for record in state.repository.records() if record.is_missing]
     return answer_json(ModelList(state.repository.default_model, served, missing, state.repository.pins))
 
 
@@ -49,8 +49,8 @@ async def get_version(request: Request) -> Response:
     state, key = get_state(request.scope), (request.path_params["model"], request.path_params["version"])
     record = state.repository.find_record(*key)
     if record is not None and record.is_missing:
-        return answer_json(describe_missing(record))
-    return answer_json(describe_served(state.repository.get(*key), state))
+        return answer_json(_describe_missing(record))
+    return answer_json(_describe_served(state.repository.get(*key), state))
 
 
 class LoadBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -78,7 +78,7 @@ UNLOAD_DECODER = msgspec.json.Decoder(UnloadBody)
 PIN_DECODER = msgspec.json.Decoder(PinBody)
 
 
-def list_load_bodies(deployment: Deployment) -> list[Body]:
+def _list_load_bodies(deployment: Deployment) -> list[Body]:
     """Return the bodies that load a version."""
     version = deployment.models[0].versions[-1]
     examples = {
@@ -95,7 +95,7 @@ def list_load_bodies(deployment: Deployment) -> list[Body]:
     answers={200: [ServedVersion]},
     problems=[404, 409, 413, 415, 422],
     path=MODEL_PATH,
-    bodies=list_load_bodies,
+    bodies=_list_load_bodies,
 )
 async def load_version(request: Request) -> Response:
     """Answer when the version takes requests; 404, 409 or 422 say why it does not.
@@ -106,11 +106,11 @@ async def load_version(request: Request) -> Response:
     asked = decode_body(LOAD_DECODER, body or b"{}").version
     state = get_state(request.scope)
     served = await state.reloader.load(request.path_params["model"], None if asked is None else str(asked))
-    return answer_json(describe_served(served, state))
+    return answer_json(_describe_served(served, state))
 
 
-def list_unload_bodies(deployment: Deployment) -> list[Body]:
-    """Return the body that unloads the version that is missed least: the lowest of the default model."""
+def _list_unload_bodies(deployment: Deployment) -> list[Body]:
+    """Return the body that unloads the lowest version of the default model: trying this does the least harm."""
     versions = [shape.versions[0] for shape in deployment.models if shape.name == deployment.models[0].name]
     return [Body(UnloadBody, {"version": Example("This version", {"version": versions[-1]})})]
 
@@ -118,11 +118,11 @@ def list_unload_bodies(deployment: Deployment) -> list[Body]:
 @Operation(
     id="unloadVersion",
     tag="models",
-    summary="Let a version take no more requests",
+    summary="Unload a version, so that it takes no more requests",
     answers={200: [UnloadedVersion]},
     problems=[404, 409, 413, 415, 422],
     path=MODEL_PATH,
-    bodies=list_unload_bodies,
+    bodies=_list_unload_bodies,
 )
 async def unload_version(request: Request) -> Response:
     """Answer when the version takes no more requests, until it is loaded or the server starts again.
@@ -135,8 +135,8 @@ async def unload_version(request: Request) -> Response:
     return answer_json(UnloadedVersion(name, version))
 
 
-def list_pin_bodies(deployment: Deployment) -> list[Body]:
-    """Return the bodies that pin a version, and that pin none."""
+def _list_pin_bodies(deployment: Deployment) -> list[Body]:
+    """Return the bodies that pin a version, and that remove the pin."""
     version = deployment.models[0].versions[-1]
     examples = {
         "version": Example("This version", {"version": version}),
@@ -152,7 +152,7 @@ def list_pin_bodies(deployment: Deployment) -> list[Body]:
     answers={200: [DefaultVersion]},
     problems=[404, 413, 415, 422],
     path=MODEL_PATH,
-    bodies=list_pin_bodies,
+    bodies=_list_pin_bodies,
 )
 async def pin_version(request: Request) -> Response:
     """Answer which version is the model's default now, and will be after a restart; null makes it the highest again."""
@@ -165,7 +165,7 @@ async def pin_version(request: Request) -> Response:
     return answer_json(DefaultVersion(name, state.repository.pins.get(name), version))
 
 
-def describe_served(served: ServedModel, state: State) -> ServedVersion:
+def _describe_served(served: ServedModel, state: State) -> ServedVersion:
     """Return what the server knows of a served version."""
     model, signature = served.model, served.model.signature
     record = state.repository.find_record(model.name, model.version)
@@ -188,7 +188,7 @@ def describe_served(served: ServedModel, state: State) -> ServedVersion:
     )
 
 
-def describe_missing(record: VersionRecord) -> MissingVersion:
+def _describe_missing(record: VersionRecord) -> MissingVersion:
     """Return why a version is not served."""
     name, version = record.printable
     return MissingVersion(

@@ -1,4 +1,4 @@
-"""GET / and /docs: how the model does, and the interface as a page that sends requests; they ask only this server."""
+"""GET / and /docs: a page about the model's quality, and a page about the API. They ask only this server."""
 
 import asyncio
 import functools
@@ -26,7 +26,7 @@ PARTS = {
     "swagger-ui-bundle.js": "text/javascript",
     "swagger-ui.css": "text/css",
 }
-"""What the pages are made of, beside themselves."""
+"""The files that the pages load."""
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -36,7 +36,7 @@ SECURITY_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-"""Nothing from elsewhere, nothing inline; pictures are in the style sheets."""
+"""Allow nothing from other servers and nothing inline, except images that style sheets contain (`data:`)."""
 
 
 PartName = Annotated[
@@ -46,7 +46,10 @@ PartName = Annotated[
 
 
 @Operation(
-    id="getModelPage", tag="operations", summary="How the model does, as a page", answers={200: ["text/html"], 304: []}
+    id="getModelPage",
+    tag="operations",
+    summary="A page about the model's quality",
+    answers={200: ["text/html"], 304: []},
 )
 async def get_model_page(request: Request) -> Response:
     """Answer the page that shows one model live; it asks only this server."""
@@ -76,10 +79,10 @@ async def get_part(request: Request) -> Response:
 
 
 async def _answer(request: Request, name: str, media_type: str) -> Response:
-    return answer_file(request, await asyncio.to_thread(read_file, name, media_type), SECURITY_HEADERS)
+    return answer_file(request, await asyncio.to_thread(_read_file, name, media_type), SECURITY_HEADERS)
 
 
 @functools.cache
-def read_file(name: str, media_type: str) -> File:
+def _read_file(name: str, media_type: str) -> File:
     """Read and compress a file, once."""
     return File.make((DIRECTORY / name).read_bytes(), media_type)

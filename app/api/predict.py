@@ -1,7 +1,7 @@
-"""POST /predict: the way of a prediction, from the body to the answer that promises a stored row."""
+"""POST /predict: the steps of a prediction, from the body to the answer that promises a stored row."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated
 
@@ -38,43 +38,49 @@ async def post_predict(request: Request) -> Response:
     state, scope = get_state(request.scope), request.scope
     body = await read_body(scope, request.receive, state.max_body_bytes)
     answered: asyncio.Future[Answer] = state.loop.create_future()
-    arguments = scope["headers"], body, state, get_request_id(scope), partial(settle_future, answered)
-    if len(body) < LARGE_BODY_BYTES:
-        predict(*arguments)
-    else:  # what takes more than a millisecond to read leaves the event loop
-        served, job = await asyncio.to_thread(read_job, *arguments)
-        served.batcher.submit(job)
+    predict(scope["headers"], body, state, get_request_id(scope), partial(settle_future, answered))
     status, headers, content = await answered
     return Response(content, status, {name.decode(): value.decode() for name, value in headers})
 
 
-def predict(headers: Headers, body: bytes, state: State, request_id: str, answer: OnAnswer) -> PredictJob | None:
-    """Serve POST /predict: `answer` is called later, with the answer or an error's; never raises.
+def predict(headers: Headers, body: bytes, state: State, request_id: str, on_answer: OnAnswer) -> PredictJob | None:
+    """Serve POST /predict, whichever door it came in by: `on_answer` is called later, once. Never raises.
 
-    headers and body -> checked rows, in the model's order (`read_job`) -> the model's batcher -> one run with whatever
-    else waits -> answers and log rows (`predict_batch.answer_batch`) -> the log has promised them -> `answer`.
-    Return the job, to be abandoned when its client has gone; None: it was refused.
+    headers and body -> checked rows, in the model's order (`_read_job`) -> the model's batcher -> one run of the model
+    for all requests that wait -> answers and log rows (`predict_batch._answer_batch`) -> the log promises to store the
+    rows -> `on_answer`. Return the job, to be abandoned when its client goes; None: there is none yet, or none at all.
     """
+    if len(body) < LARGE_BODY_BYTES:
+        return _submit(partial(_read_job, headers, body, state, request_id, on_answer), state, request_id, on_answer)
+    # What takes more than a millisecond to read leaves the event loop.
+    reading = state.loop.run_in_executor(None, _read_job, headers, body, state, request_id, on_answer)
+    reading.add_done_callback(lambda _: _submit(reading.result, state, request_id, on_answer))
+    return None
+
+
+def _submit(
+    read: Callable[[], tuple[ServedModel, PredictJob]], state: State, request_id: str, on_answer: OnAnswer
+) -> PredictJob | None:
     try:
-        served, job = read_job(headers, body, state, request_id, answer)
+        served, job = read()
         served.batcher.submit(job)
     except Exception as error:  # a bug among them, which is logged there
-        state.loop.call_soon(answer, answer_error(error, request_id))
+        state.loop.call_soon(on_answer, answer_error(error, request_id))
         return None
     return job
 
 
-def read_job(
-    headers: Headers, body: bytes, state: State, request_id: str, answer: OnAnswer
+def _read_job(
+    headers: Headers, body: bytes, state: State, request_id: str, on_answer: OnAnswer
 ) -> tuple[ServedModel, PredictJob]:
-    """Decode and check a request: which model it asks for, and its rows in that model's order. Raises 4xx."""
+    """Decode and check a request; return its model and its job with rows in the model's order. Raises 4xx."""
     check_headers(headers, state.max_body_bytes)
-    asked = decode_predict(body)
-    rows = list_rows(asked, state.max_batch_rows)
+    asked = _decode_predict(body)
+    rows = _list_rows(asked, state.max_batch_rows)
     served = state.repository.get(asked.model, None if asked.version is None else str(asked.version))
-    values = read_features(rows, served.model.signature, lambda: list_pointers(asked))
+    values = read_features(rows, served.model.signature, lambda: _list_pointers(asked))
     many = not isinstance(asked.instances, UnsetType)
-    return served, PredictJob(values, list_external_ids(asked), request_id, many, answer)
+    return served, PredictJob(values, _list_external_ids(asked), request_id, many, on_answer)
 
 
 ExternalId = Annotated[str, Meta(max_length=TEXT_LIMIT)]
@@ -104,21 +110,21 @@ class PredictBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 DECODER = msgspec.json.Decoder(PredictBody)
 
 
-def decode_predict(body: bytes) -> PredictBody:
-    """Decode the body; raise 400 or 422, also for a name that stands twice, of which msgspec keeps the last."""
+def _decode_predict(body: bytes) -> PredictBody:
+    """Decode the body; raise 400 or 422. A repeated name is 422, too: msgspec would silently keep the last value."""
     asked = decode_body(DECODER, body)
     if body.count(b":") == 1:
         return asked
     members = sum(value is not UNSET and value is not None for value in msgspec.structs.astuple(asked))
     rows = [asked.features] if isinstance(asked.instances, UnsetType) else asked.instances
     names = sum(len(row) for row in rows if isinstance(row, dict))
-    if body.count(b":") != members + names:  # a name twice, a colon in a text, or a null: look closer
+    if body.count(b":") != members + names:  # a repeated name, a colon in a text, or a null
         check_repeated_names(body)
     return asked
 
 
-def list_rows(asked: PredictBody, limit: int) -> list[Row]:
-    """Return the rows asked for; raise 422 when the body's members do not go together."""
+def _list_rows(asked: PredictBody, limit: int) -> list[Row]:
+    """Return the rows of the body; raise 422 when its members exclude each other."""
     if isinstance(asked.features, UnsetType) == isinstance(asked.instances, UnsetType):
         raise invalid(Fault("", "features_or_instances", "give either features, for one row, or instances, for many"))
     if isinstance(asked.instances, UnsetType):
@@ -136,14 +142,14 @@ def list_rows(asked: PredictBody, limit: int) -> list[Row]:
     return rows
 
 
-def list_pointers(asked: PredictBody) -> list[str]:
+def _list_pointers(asked: PredictBody) -> list[str]:
     """Return the JSON pointer of each row."""
     if isinstance(asked.instances, UnsetType):
         return ["/features"]
     return [f"/instances/{index}" for index in range(len(asked.instances))]
 
 
-def list_external_ids(asked: PredictBody) -> Sequence[str | None]:
+def _list_external_ids(asked: PredictBody) -> Sequence[str | None]:
     """Return the external id of each row; raise 422 for one that PostgreSQL cannot store."""
     if asked.external_id is None and isinstance(asked.instances, UnsetType):
         return NO_EXTERNAL_ID

@@ -1,4 +1,4 @@
-"""A batch of prediction requests: scored together, each answered for itself when the log has promised its rows."""
+"""A batch of prediction requests: score it in one run, store its rows, and answer each request."""
 
 import asyncio
 import logging
@@ -28,11 +28,11 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ENCODE_SECONDS_PER_ROW = 5e-6
-"""Measured: making and encoding a row's record and answer, beside the model's own run."""
+"""Measured time to make and encode the record and the answer of one row, without the model's run."""
 
 
 Answer = tuple[int, Headers, bytes]
-"""Status, headers and body; the door that a request came in by adds the headers of every answer, and its id."""
+"""Status, headers and body. The door adds the headers that all answers have, and the request id."""
 
 OnAnswer = Callable[[Answer], None]
 """Called on the event loop with a request's answer; all calls but the first are without effect."""
@@ -40,13 +40,13 @@ OnAnswer = Callable[[Answer], None]
 
 @dataclass(slots=True)
 class PredictJob:
-    """One request: rows of values in the model's order, what goes with them into the log, and its answer to come."""
+    """One request: rows of values in the model's order, what is logged with them, and the future of its answer."""
 
     values: list[list[Value]]
     external_ids: Sequence[str | None]
     request_id: str
     many: bool
-    answer: Callable[[Any], None]
+    on_answer: Callable[[Any], None]
     is_abandoned: bool = False
     """Nobody waits for the answer any more."""
 
@@ -56,7 +56,7 @@ class PredictJob:
         return len(self.values)
 
     def render(self, predictions: list["Prediction"]) -> Any:
-        """Return what `answer` is given when the rows are safe: for /predict an `Answer`."""
+        """Return the result that `answer` gets when the rows are safe: for /predict an `Answer`."""
         body = encode(
             Predictions(predictions, predictions[0].model, predictions[0].model_version)
             if self.many
@@ -66,10 +66,10 @@ class PredictJob:
 
     def fail(self, error: Exception) -> None:
         """Answer an error."""
-        self.answer(answer_error(error, self.request_id))
+        self.on_answer(answer_error(error, self.request_id))
 
     def point_at(self, row: int) -> str:
-        """Return where the request has this row."""
+        """Return the JSON pointer of this row in the request."""
         return f"/instances/{row}" if self.many else "/features"
 
 
@@ -79,9 +79,15 @@ class Prediction(msgspec.Struct, gc=False):
     prediction_id: PredictionId
     prediction: ModelClass
     score: Annotated[
-        float, Meta(description="Probability of the positive class, or of the predicted one", examples=[0.9])
+        float,
+        Meta(
+            description="Probability of the positive class; with more than two classes, of the predicted one",
+            examples=[0.9],
+        ),
     ]
-    probabilities: Annotated[dict[str, float], Meta(description="By class", examples=[{"0": 0.1, "1": 0.9}])]
+    probabilities: Annotated[
+        dict[str, float], Meta(description="Probabilities by class", examples=[{"0": 0.1, "1": 0.9}])
+    ]
     model: ModelName
     model_version: ModelVersion
 
@@ -105,7 +111,7 @@ def settle_future(answered: "asyncio.Future[T]", answer: T | Exception) -> None:
 
 
 def answer_error(error: Exception, request_id: str) -> Answer:
-    """Return the answer to what went wrong with a request of /predict; a bug is logged."""
+    """Return the answer to an error of POST /predict; log the error if it is a bug."""
     problem = render_problem(error, request_id)
     if not isinstance(error, ScorekeeperError):
         logger.error("POST /predict failed", exc_info=error)
@@ -113,7 +119,7 @@ def answer_error(error: Exception, request_id: str) -> Answer:
 
 
 @dataclass(slots=True)
-class BatchAnswer:
+class ScoredBatch:
     """Rows for the log, each job's answer to give once they are promised, and what to count then: arrays (n,)."""
 
     rows: list[Rows]
@@ -125,10 +131,10 @@ class BatchAnswer:
 encode = msgspec.json.Encoder().encode
 
 
-def answer_batch(model: Model, jobs: Sequence[PredictJob]) -> BatchAnswer:
+def _answer_batch(model: Model, jobs: Sequence[PredictJob]) -> ScoredBatch:
     """Score the rows of all jobs in one run and encode answers and log rows; one clock reading dates them all."""
-    scores = run_model(model, [row for job in jobs for row in job.values])
-    check_finite(scores, jobs)
+    scores = _run_model(model, [row for job in jobs for row in job.values])
+    _check_finite(scores, jobs)
     clock_ms = read_clock_ms()
     created_at, ids = time_from_ms(clock_ms), iter(make_prediction_ids(clock_ms, len(scores.scores)))
     signature, name, version = model.signature, model.name, model.version
@@ -157,22 +163,22 @@ def answer_batch(model: Model, jobs: Sequence[PredictJob]) -> BatchAnswer:
             probabilities = dict(zip(texts, chances, strict=True))
             predictions.append(Prediction(prediction_id, classes[index], score, probabilities, name, version))
         answers.append(job.render(predictions))
-    return BatchAnswer(encode_records(records), answers, scores.predicted, scores.scores)
+    return ScoredBatch(encode_records(records), answers, scores.predicted, scores.scores)
 
 
-def run_model(model: Model, rows: Sequence[Sequence[Value]]) -> Scores:
-    """Score checked rows; a graph that fails on them is answered 422, since only this input makes it fail."""
+def _run_model(model: Model, rows: Sequence[Sequence[Value]]) -> Scores:
+    """Score checked rows. Raises 422 if the graph fails on them: the input is the cause."""
     try:
         return model.score_rows(rows)
-    except Exception as error:  # onnxruntime's errors share no class below this one
+    except Exception as error:  # onnxruntime's errors have no other class in common
         logger.warning("model %s version %s fails on %d rows: %s", model.name, model.version, len(rows), error)
         raise InvalidRequestError("the model fails on this input") from error
 
 
-def check_finite(scores: Scores, jobs: Sequence[PredictJob]) -> None:
-    """Refuse rows for which the model's answer is not a finite number: 422, since only this input makes it so.
+def _check_finite(scores: Scores, jobs: Sequence[PredictJob]) -> None:
+    """Raise 422 for rows whose probabilities are not finite numbers: the input is the cause.
 
-    Of a batch the jobs are tried again one by one, so that only the one at fault is refused.
+    The batcher then tries the jobs of the batch one by one, so that only the one at fault is refused.
     """
     if np.isfinite(scores.probabilities).all():
         return
@@ -181,24 +187,24 @@ def check_finite(scores: Scores, jobs: Sequence[PredictJob]) -> None:
     raise invalid(*(Fault(jobs[0].point_at(row), code, detail) for row in rows))
 
 
-def make_batcher(model: Model, log: PredictionLog, executor: ThreadPoolExecutor) -> Batcher[PredictJob, BatchAnswer]:
+def make_batcher(model: Model, log: PredictionLog, executor: ThreadPoolExecutor) -> Batcher[PredictJob, ScoredBatch]:
     """Make the batcher of one model: what a batch takes, how long, and where it goes."""
 
-    async def deliver(jobs: Sequence[PredictJob], answer: BatchAnswer) -> None:
+    async def deliver(jobs: Sequence[PredictJob], answer: ScoredBatch) -> None:
         await log.store(answer.rows)
         for job, result in zip(jobs, answer.answers, strict=True):
-            job.answer(result)
-        count_predictions(model, answer)
+            job.on_answer(result)
+        _count_predictions(model, answer)
 
     return Batcher(
-        work=lambda jobs: answer_batch(model, jobs),
+        work=lambda jobs: _answer_batch(model, jobs),
         predict_seconds=lambda rows: model.predict_seconds(rows) + rows * ENCODE_SECONDS_PER_ROW,
         deliver=deliver,
         executor=executor,
     )
 
 
-def count_predictions(model: Model, answer: BatchAnswer) -> None:
+def _count_predictions(model: Model, answer: ScoredBatch) -> None:
     """Count answered predictions by class, and their scores."""
     for name, rows in zip(model.signature.class_texts, np.bincount(answer.predicted).tolist(), strict=False):
         if rows:

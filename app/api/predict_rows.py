@@ -1,4 +1,4 @@
-"""Feature rows of a request, checked: values in the model's order, or everything that is wrong with them."""
+"""Check the feature rows of a request: return their values in the model's order, or raise all their faults."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -8,22 +8,22 @@ from app.serving.signature import Signature
 from app.web.body import Row, escape_step
 
 Pointers = Callable[[], Sequence[str]]
-"""Names the JSON pointers of the rows; called only for rows that are refused."""
+"""Returns the JSON pointer of each row; called only when rows are refused."""
 
 
 def read_features(rows: Sequence[Row], signature: Signature, pointers: Pointers) -> list[list[Value]]:
-    """Return the rows in the model's order, each value one that it takes; raise 422 with all faults of all rows."""
+    """Return the rows' values, all valid and in the model's order; raise 422 with all faults of all rows."""
     names, width = signature.feature_names, len(signature.feature_names)
     ordered: list[list[Value]] = []
     for row in rows:
         if isinstance(row, dict):
             if len(row) != width or not row.keys() >= signature.feature_set:
-                raise find_faults(rows, signature, pointers)
+                raise _find_faults(rows, signature, pointers)
             values = [row[name] for name in names]
         else:
             values = row
         if len(values) != width or not _are_allowed(values, signature):
-            raise find_faults(rows, signature, pointers)
+            raise _find_faults(rows, signature, pointers)
         ordered.append(values)
     return ordered if signature.number_limit is not None else _spell_integers(ordered, signature)
 
@@ -36,7 +36,7 @@ def _are_allowed(values: list[Value], signature: Signature) -> bool:
 
 
 def _spell_integers(rows: list[list[Value]], signature: Signature) -> list[list[Value]]:
-    """Return the rows with every integer spelt as one, also where the client wrote 3.0."""
+    """Turn the values of integer features into ints, also where the client wrote 3.0; return the same rows."""
     for index, feature in enumerate(signature.features):
         if feature.kind == "integer":
             for values in rows:
@@ -44,8 +44,8 @@ def _spell_integers(rows: list[list[Value]], signature: Signature) -> list[list[
     return rows
 
 
-def find_faults(rows: Sequence[Row], signature: Signature, pointers: Pointers) -> InvalidRequestError:
-    """Say everything that is wrong with rows that were refused."""
+def _find_faults(rows: Sequence[Row], signature: Signature, pointers: Pointers) -> InvalidRequestError:
+    """Return the error with all faults of rows that are refused."""
     by_name = {feature.name: feature for feature in signature.features}
     faults: list[Fault] = []
     for row, pointer in zip(rows, pointers(), strict=True):

@@ -1,4 +1,4 @@
-"""What `POST /predict` takes, as JSON Schema: the members of its body, and the features of each loaded model."""
+"""JSON Schema of what `POST /predict` takes: the members of its body, and the features of each loaded model."""
 
 from collections.abc import Sequence
 
@@ -12,11 +12,11 @@ from app.web.schemas import NO_NUL, forbid_nul, make_properties, refer
 
 def describe_predict_body(struct: type[msgspec.Struct], deployment: Deployment) -> list[Body]:
     """Return the body with an example of each kind for each model."""
-    examples = {name: example for shape in deployment.models for name, example in make_examples(shape).items()}
-    return [Body(refer("PredictRequest"), examples, components=make_model_schemas(struct, deployment))]
+    examples = {name: example for shape in deployment.models for name, example in _make_examples(shape).items()}
+    return [Body(refer("PredictRequest"), examples, components=_make_model_schemas(struct, deployment))]
 
 
-def make_examples(shape: ModelShape) -> dict[str, Example]:
+def _make_examples(shape: ModelShape) -> dict[str, Example]:
     """Return requests that work, by name."""
     model = {} if shape.is_default_model else {"model": shape.name}
     chosen = model if shape.has_default_version else {**model, "version": shape.versions[-1]}
@@ -33,7 +33,7 @@ def make_examples(shape: ModelShape) -> dict[str, Example]:
     }
 
 
-def make_model_schemas(struct: type[msgspec.Struct], deployment: Deployment) -> dict[str, Schema]:
+def _make_model_schemas(struct: type[msgspec.Struct], deployment: Deployment) -> dict[str, Schema]:
     """Return the components: `PredictRequest`, and for each model a row, a body with one row, and one with many."""
     members = forbid_nul(make_properties(struct))
     components: dict[str, Schema] = {}
@@ -89,12 +89,12 @@ def _make_body_schema(shape: ModelShape, members: dict[str, Schema], rows_name: 
     properties = {
         rows_name: {"description": members[rows_name]["description"], **rows},
         **{name: members[name] for name in named},
-        not_here: {"description": f"Does not go with {rows_name}", "type": "null", "examples": [None]},
+        not_here: {"description": f"Not allowed with {rows_name}", "type": "null", "examples": [None]},
         "model": {
             **_describe(members["model"], shape.name),
             "enum": [shape.name, *([None] if shape.is_default_model else [])],
         },
-        "version": {**_describe(members["version"], shape.versions[-1]), "enum": list_spellings(shape)},
+        "version": {**_describe(members["version"], shape.versions[-1]), "enum": _list_spellings(shape)},
     }
     needed = [rows_name]
     needed += [] if shape.is_default_model else ["model"]
@@ -113,7 +113,7 @@ def _describe(member: Schema, example: str) -> Schema:
     return {"description": member["description"], "examples": [example]}
 
 
-def list_spellings(shape: ModelShape) -> Sequence[str | int | None]:
-    """Return every value of `version` that asks for one of these: a number may be one, null asks for the default."""
+def _list_spellings(shape: ModelShape) -> Sequence[str | int | None]:
+    """Return every value of `version` that selects one of these: also numbers, and null for the default version."""
     numbers = [int(version) for version in shape.versions if version.isdecimal() and str(int(version)) == version]
     return [*shape.versions, *numbers, *([None] if shape.has_default_version else [])]

@@ -1,4 +1,4 @@
-"""GET /predictions and /predictions/{id}: what the log holds, with labels."""
+"""GET /predictions and /predictions/{id}: the stored predictions, with their labels."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -28,7 +28,7 @@ LAST_ID = UUID(int=2**128 - 1)
 
 
 class PageQuery(msgspec.Struct, rename={"predicted_class": "class"}):
-    """Filters of a page, since <= created_at < until; `cursor` is the `next` of the page before."""
+    """Filters of a page, since <= created_at < until; `cursor` is the `next` of the previous page."""
 
     model: Annotated[ModelName | None, Meta(description="Only predictions of this model")] = None
     version: Annotated[ModelVersion | None, Meta(description="Only predictions of this version")] = None
@@ -45,7 +45,7 @@ class PageQuery(msgspec.Struct, rename={"predicted_class": "class"}):
     until: Until = END_OF_TIME
     limit: Annotated[int, Meta(ge=1, le=1000, description="Predictions on a page", examples=[50])] = 50
     cursor: Annotated[
-        UUID, Meta(description="Where the page begins: `next` of the page before", examples=[str(LAST_ID)])
+        UUID, Meta(description="Where the page begins: `next` of the previous page", examples=[str(LAST_ID)])
     ] = LAST_ID
 
 
@@ -81,12 +81,16 @@ class StoredPrediction(msgspec.Struct):
     model_version: ModelVersion
     prediction: ModelClass
     score: Annotated[
-        float, Meta(description="Probability of the positive class, or of the predicted one", examples=[0.9])
+        float,
+        Meta(
+            description="Probability of the positive class; with more than two classes, of the predicted one",
+            examples=[0.9],
+        ),
     ]
     probabilities: Annotated[
         dict[str, float] | None,
         Meta(
-            description="By class; null when the database does not know the version's classes",
+            description="Probabilities by class; null when the database does not know the version's classes",
             examples=[{"0": 0.1, "1": 0.9}],
         ),
     ]
@@ -119,9 +123,7 @@ class PredictionPage(msgspec.Struct):
     """One page of predictions, the newest first."""
 
     predictions: Annotated[list[StoredPrediction], Meta(description="The rows")]
-    next: Annotated[
-        UUID | None, Meta(description="The cursor of the page that follows; null on the last", examples=[None])
-    ]
+    next: Annotated[UUID | None, Meta(description="The cursor of the next page; null on the last", examples=[None])]
 
 
 @Operation(
@@ -133,7 +135,7 @@ class PredictionPage(msgspec.Struct):
     query=PageQuery,
 )
 async def list_predictions(request: Request) -> Response:
-    """Answer one page, newest first; `next` is the cursor of the page that follows, null on the last."""
+    """Answer one page, newest first; `next` is the cursor of the next page, null on the last."""
     query = read_query(request, PageQuery)
     page = PageFilter(
         query.since,
@@ -166,11 +168,11 @@ async def get_prediction(request: Request) -> Response:
         prediction_id = UUID(request.path_params["prediction_id"])
     except ValueError:
         fault = Fault("", "wrong_type", "a prediction id is a UUID")
-        raise InvalidRequestError("the id in the path is no UUID", [fault]) from None
+        raise InvalidRequestError("the id in the path is not a UUID", [fault]) from None
     async with borrow_connection(get_state(request.scope).pool) as connection:
         row = await fetch_prediction(connection, prediction_id)
         if row is None:
-            raise NotFoundError("no prediction with this id is stored; one that was not answered 200 may never be")
+            raise NotFoundError("no prediction with this id is stored yet; one that was not answered 200 may never be")
         classes = _name_classes(row)
         history = [
             ReceivedLabel(**{**label, "label": classes.get(label["label"], label["label"])})
@@ -203,5 +205,5 @@ def _read_label(row: asyncpg.Record, classes: Mapping[str, ClassName]) -> Stored
 
 
 def _name_classes(row: asyncpg.Record) -> dict[str, ClassName]:
-    """Return the classes of a row's version by their text; none when the version is not known to the database."""
+    """Return the classes of a row's version by their text; empty when the database does not know the version."""
     return {str(name): name for name in msgspec.json.decode(row["classes"] or "[]")}

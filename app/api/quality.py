@@ -1,4 +1,4 @@
-"""GET /quality: how good each version is, per window, how good it was, and the counts behind it."""
+"""GET /quality, /quality/history, /quality/counts: results per version and window, past results, their counts."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
@@ -22,17 +22,17 @@ from app.web.operation import Operation
 from app.web.query import read_query
 
 HISTORY_ROWS = 10_000
-"""Of one answer: a week, a row a minute."""
+"""Rows in one answer: a week, at one row per minute."""
 
 
 class QualityQuery(msgspec.Struct):
-    """Which versions; with since and until the period between them is counted now, instead of the job's windows."""
+    """Which versions. With `since` and `until`, this period is counted now, instead of the job's windows."""
 
     model: Annotated[ModelName | None, Meta(description="Only this model")] = None
     version: Annotated[ModelVersion | None, Meta(description="Only this version")] = None
     role: Role = "live"
-    since: Annotated[Since | None, Meta(description="Where the period begins; goes with `until`")] = None
-    until: Annotated[Until | None, Meta(description="Where the period ends; goes with `since`")] = None
+    since: Annotated[Since | None, Meta(description="Start of the period; needs `until`")] = None
+    until: Annotated[Until | None, Meta(description="End of the period; needs `since`")] = None
 
 
 @Operation(
@@ -44,7 +44,7 @@ class QualityQuery(msgspec.Struct):
     query=QualityQuery,
 )
 async def get_quality(request: Request) -> Response:
-    """Answer the job's latest results, also while the database is away, or those of one period, from the rows."""
+    """Answer the job's latest results, also without the database; for a period, count the rows now."""
     query, state = read_query(request, QualityQuery), get_state(request.scope)
     if (query.since is None) != (query.until is None):
         raise invalid(Fault("?since" if query.since is None else "?until", "missing", "since and until go together"))
@@ -55,7 +55,7 @@ async def get_quality(request: Request) -> Response:
             results = await score_period(connection, state.quality, versions, query.since, query.until)
     now = datetime.now(UTC)
     shown = [
-        describe_result(result, state, now)
+        _describe_result(result, state, now)
         for result in results
         if query.model in (None, result.model_name)
         and query.version in (None, result.model_version)
@@ -64,8 +64,8 @@ async def get_quality(request: Request) -> Response:
     return answer_json(QualityResults(shown))
 
 
-def describe_result(result: QualityResult, state: State, now: datetime) -> Quality:
-    """Return a result as it is answered: what is undefined is null."""
+def _describe_result(result: QualityResult, state: State, now: datetime) -> Quality:
+    """Return a result as it is answered; undefined measures are null."""
     measures = msgspec.structs.asdict(result.measures)
     measures |= {"state": state.scoreboard.find_state(result, now), "confusion": result.confusion, "role": result.role}
     return Quality(
@@ -82,7 +82,7 @@ def describe_result(result: QualityResult, state: State, now: datetime) -> Quali
 
 
 class HistoryQuery(msgspec.Struct):
-    """Of which version and window, and since when: by default the last day."""
+    """Which version and window, and which period: by default the last day."""
 
     model: ModelName
     version: ModelVersion
@@ -112,7 +112,7 @@ async def get_history(request: Request) -> Response:
 
 
 class CountsQuery(msgspec.Struct):
-    """Of which version, and behind which of its windows."""
+    """Which version, and which of its windows."""
 
     model: ModelName
     version: ModelVersion
@@ -129,14 +129,14 @@ class CountsQuery(msgspec.Struct):
     query=CountsQuery,
 )
 async def get_counts(request: Request) -> Response:
-    """Answer the ledger's counts of the window as the latest result has it; 404 when there is no such result."""
+    """Answer the ledger's counts over the period of the window's latest result; 404 when there is no result."""
     query, state = read_query(request, CountsQuery), get_state(request.scope)
     names = (query.model, query.version, query.role)
     for result in state.scoreboard.results:
         if (result.model_name, result.model_version, result.role, result.window_name) == (*names, query.window):
             break
     else:
-        raise NotFoundError("there is no result for this version, role and window; GET /quality has those that are")
+        raise NotFoundError("there is no result for this version, role and window; GET /quality lists the results")
     async with borrow_connection(state.pool) as connection:
         by_time, by_score = await count_window(connection, names, result.since, result.until)
     return answer_json(QualityCounts(result.since, result.until, by_time, by_score))

@@ -18,16 +18,16 @@ F1Lower = Annotated[float | None, Meta(description="Lower bound of F1, 95 % conf
 F1Upper = Annotated[float | None, Meta(description="Upper bound of F1, 95 % confidence", examples=[0.955])]
 CorrectedF1 = Annotated[
     float | None,
-    Meta(description="F1 if each label stands for all predictions with a score like its own", examples=[0.938]),
+    Meta(description="F1 with labels weighted to stand for all predictions with a similar score", examples=[0.938]),
 ]
-BaselineF1 = Annotated[float | None, Meta(description="F1 of predicting one class always", examples=[0.66])]
+BaselineF1 = Annotated[float | None, Meta(description="F1 of always predicting one class", examples=[0.66])]
 Precision = Annotated[float | None, Meta(description="Share of a class's predictions that are right", examples=[0.95])]
 Recall = Annotated[float | None, Meta(description="Share of a class's labels that were predicted", examples=[0.93])]
 Accuracy = Annotated[float | None, Meta(description="Share of the labelled rows that are right", examples=[0.94])]
 
 
 class Quality(msgspec.Struct, kw_only=True):
-    """How good one version is in one window; what is undefined is null."""
+    """How good one version is in one window; undefined measures are null."""
 
     model: ModelName
     model_version: ModelVersion
@@ -42,7 +42,7 @@ class Quality(msgspec.Struct, kw_only=True):
         Literal[QualityState, "stale"], Meta(description="Whether and why the numbers are weak", examples=["ok"])
     ]
     objective: Annotated[float | None, Meta(description="F1_OBJECTIVE; null when it is not set", examples=[0.9])]
-    average: Annotated[F1Average, Meta(description="How F1 joins the classes", examples=["binary"])]
+    average: Annotated[F1Average, Meta(description="How F1 averages over the classes", examples=["binary"])]
     predictions: Predicted
     labelled: Labelled
     coverage: Annotated[float | None, Meta(description="labelled / predictions", examples=[0.83])]
@@ -64,7 +64,8 @@ class Quality(msgspec.Struct, kw_only=True):
     precision: Precision
     recall: Recall
     specificity: Annotated[
-        float | None, Meta(description="Share of the other classes' labels that were not predicted so", examples=[0.94])
+        float | None,
+        Meta(description="Share of the labels of other classes that were not predicted as this class", examples=[0.94]),
     ]
     accuracy: Accuracy
     ece: Annotated[
@@ -91,7 +92,7 @@ class QualityResults(msgspec.Struct):
 
 
 class PastQuality(msgspec.Struct, kw_only=True):
-    """How good a version was at one minute; what is undefined is null."""
+    """How good a version was at one minute; undefined measures are null."""
 
     minute: Annotated[datetime, Meta(description="When", examples=["2026-01-01T01:00:00Z"])]
     since: Since
@@ -116,7 +117,7 @@ class QualityHistory(msgspec.Struct):
 
 
 class QualityCounts(msgspec.Struct):
-    """What stands behind the result that was computed at `until`: predictions over time, and by score."""
+    """The counts behind the result that was computed at `until`: predictions over time, and by score."""
 
     since: Since
     until: Until

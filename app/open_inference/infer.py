@@ -1,4 +1,4 @@
-"""POST /v2/models/{model}/infer: the Open Inference Protocol's way of a prediction, which joins that of /predict."""
+"""POST /v2/models/{model}/infer: a prediction by the Open Inference Protocol, in one batch with those of /predict."""
 
 import asyncio
 import time
@@ -41,7 +41,7 @@ from app.web.requests import get_request_id
 
 @dataclass(slots=True, kw_only=True)
 class InferJob(PredictJob):
-    """A request of the protocol on its way; `outputs` tells of each output to answer whether it goes in binary."""
+    """One inference request; `outputs` has each output to answer, and whether it is sent in binary."""
 
     model: Model
     id: str | None
@@ -67,15 +67,15 @@ class InferJob(PredictJob):
 
     def fail(self, error: Exception) -> None:
         """Have the handler raise the error."""
-        self.answer(error)
+        self.on_answer(error)
 
     def point_at(self, row: int) -> str:
-        """Return where the request has this row."""
+        """Return a pointer to this row of the request."""
         return f"/rows/{row}"
 
 
-def list_infer_bodies(deployment: Deployment) -> list[Body]:
-    """Return the body with one row for the default model, which the path of the example names."""
+def _list_infer_bodies(deployment: Deployment) -> list[Body]:
+    """Return the body; its example is one row for the default model, which the example of the path names."""
     shape = deployment.models[0]
     inputs = [
         {
@@ -99,12 +99,13 @@ def list_infer_bodies(deployment: Deployment) -> list[Body]:
     answers={200: [InferAnswer, "application/octet-stream"]},
     problems=[404, 413, 415, 501],
     path=MODEL_PATH,
-    bodies=list_infer_bodies,
+    bodies=_list_infer_bodies,
 )
 async def infer(request: Request) -> Response:
-    """Answer when every row is safe, as `POST /predict` does.
+    """Score rows that come as tensors; the 200 is sent when every row is safe, as with `POST /predict`.
 
-    Tensors may also come and go as bytes behind the JSON, whose size `Inference-Header-Content-Length` says then.
+    Tensors of the request and the answer may also be bytes that follow the JSON; then `Inference-Header-Content-Length`
+    has the size of the JSON.
     """
     state, path = get_state(request.scope), request.path_params
     served = state.repository.get(path["model"], path.get("version"))
@@ -113,10 +114,10 @@ async def infer(request: Request) -> Response:
         body = await receive_body(request.receive, state.max_body_bytes)
         answered: asyncio.Future[Response] = state.loop.create_future()
         if len(body) < LARGE_BODY_BYTES and "content-encoding" not in request.headers:
-            job = read_infer_job(request, body, state, served.model, answered)
+            job = _read_infer_job(request, body, state, served.model, answered)
         else:  # what takes more than a millisecond, or may when it is decompressed, is not done on the event loop
-            job = await asyncio.to_thread(read_infer_job, request, body, state, served.model, answered)
-        served.batcher.submit(job)  # -> answer.answer_batch -> log -> InferJob.render
+            job = await asyncio.to_thread(_read_infer_job, request, body, state, served.model, answered)
+        served.batcher.submit(job)  # -> predict_batch._answer_batch -> log -> on_answer
         response, outcome = await answered, "success"
     finally:
         seconds = time.perf_counter() - started
@@ -124,15 +125,15 @@ async def infer(request: Request) -> Response:
     return response
 
 
-def read_infer_job(
+def _read_infer_job(
     request: Request, body: bytes, state: State, model: Model, answered: "asyncio.Future[Response]"
 ) -> InferJob:
-    """Decode and check the body: the rows in the model's order. Raises 400, 413, 415, 422 or 501.
+    """Decode and check the body; return a job with rows in the model's order. Raises 400, 413, 415, 422 or 501.
 
-    Content-Type is not looked at: clients send none, or a wrong one.
+    Content-Type is ignored: clients send none, or a wrong one.
     """
     body = decompress(body, request.headers.get("content-encoding", "identity").lower(), state.max_body_bytes)
-    asked = read_request(request.headers.get(HEADER_LENGTH), body, model.signature)
+    asked = _read_request(request.headers.get(HEADER_LENGTH), body, model.signature)
     outputs = choose_outputs(asked, [spec.name for spec in list_outputs(model.signature)])
     rows = read_feature_rows(asked, model.signature, state.max_batch_rows)
     return InferJob(
@@ -140,15 +141,15 @@ def read_infer_job(
         external_ids=read_external_ids(asked.parameters, len(rows)),
         request_id=get_request_id(request.scope),
         many=True,
-        answer=partial(settle_future, answered),
+        on_answer=partial(settle_future, answered),
         model=model,
         id=asked.id,
         outputs=outputs,
     )
 
 
-def read_request(header_length: str | None, body: bytes, signature: Signature) -> InferRequest:
-    """Decode the request, or, when the header says that no byte is JSON, the one input's bytes."""
+def _read_request(header_length: str | None, body: bytes, signature: Signature) -> InferRequest:
+    """Decode the request. If the header says that 0 bytes are JSON, the body is the raw data of the only input."""
     json_size = len(body) if header_length is None else read_header_length(header_length, len(body))
     if json_size or header_length is None:
         return decode_request(body, json_size)
@@ -156,7 +157,7 @@ def read_request(header_length: str | None, body: bytes, signature: Signature) -
     datatype, width = specs[0].datatype, specs[0].width
     row_bytes = width * DATATYPES[datatype].wire.itemsize
     if len(specs) > 1 or DATATYPES[datatype].wire == np.dtype(object):
-        raise MalformedBodyError("raw binary data is for models with one input of numbers")
+        raise MalformedBodyError("raw binary data is only for models with a single input, of numbers")
     if not body or len(body) % row_bytes:
         raise MalformedBodyError(f"{len(body)} bytes of raw binary data, a row has {row_bytes}")
     array = read_binary(specs[0].name, datatype, (len(body) // row_bytes, width), body)

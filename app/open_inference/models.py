@@ -1,4 +1,4 @@
-"""GET /v2/models and what is below it beside inference: names, tensors, configuration, readiness."""
+"""GET /v2/models and the paths below it, without inference: names, tensors, configuration, readiness."""
 
 from typing import Annotated, Any
 
@@ -47,7 +47,7 @@ class ModelMetadata(msgspec.Struct):
 
 
 class Reshape(msgspec.Struct):
-    """The shape of a row without its one dimension."""
+    """The shape of a row that is a single value."""
 
     shape: Annotated[list[int], Meta(description="The dimensions of a row: none", examples=[[]])]
 
@@ -70,7 +70,7 @@ class VersionPolicy(msgspec.Struct):
 
 
 class ModelConfig(msgspec.Struct):
-    """A model's configuration in Triton's words, as far as there is something to say."""
+    """A model's configuration in Triton's form: the fields that apply here."""
 
     name: ModelName
     platform: Platform
@@ -111,7 +111,7 @@ async def list_model_names(request: Request) -> Response:
 async def get_metadata(request: Request) -> Response:
     """Answer the names, datatypes and shapes of the tensors that a model takes and answers.
 
-    Where the path names no version, the model's default one is meant.
+    If the path names no version, the model's default version answers.
     """
     model = find_model(request)
     served = get_state(request.scope).repository.all()
@@ -150,7 +150,7 @@ async def get_model_readiness(request: Request) -> Response:
     path=MODEL_PATH,
 )
 async def get_config(request: Request) -> Response:
-    """Answer a model's configuration in Triton's words, as far as there is something to say."""
+    """Answer a model's configuration in Triton's form: the fields that apply here."""
     model = find_model(request)
     answer = ModelConfig(
         name=model.name,
@@ -165,7 +165,7 @@ async def get_config(request: Request) -> Response:
 
 
 def find_model(request: Request) -> Model:
-    """Return the model that the path names: without a version its default one. Raises 404."""
+    """Return the version that the path names, or the default version of its model. Raises 404."""
     repository, path = get_state(request.scope).repository, request.path_params
     return repository.get(path["model"], path.get("version")).model
 
@@ -175,6 +175,6 @@ def _describe_tensor(spec: TensorSpec) -> TensorMetadata:
 
 
 def _configure_tensor(spec: TensorSpec) -> TensorConfig:
-    """Return a tensor's entry, whose `dims` leave out the rows and may not be empty."""
+    """Return the entry of a tensor; `dims` is without the rows and must not be empty."""
     data_type = "TYPE_STRING" if spec.datatype == "BYTES" else f"TYPE_{spec.datatype}"
     return TensorConfig(spec.name, data_type, [spec.width], Reshape([]) if spec.is_vector else UNSET)

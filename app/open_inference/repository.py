@@ -1,4 +1,4 @@
-"""POST /v2/repository: which versions there are, and which are to take requests. As little protected as /models."""
+"""POST /v2/repository: list versions, load and unload models. Not protected, like /models."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -36,16 +36,16 @@ class IndexEntry(msgspec.Struct):
 
 
 class ControlBody(msgspec.Struct):
-    """What comes with load and unload."""
+    """The body of a request to load or unload."""
 
     parameters: Annotated[
         dict[str, Any] | None,
-        Meta(description="What the protocol allows; `config` and `file:` are answered 501", examples=[{}]),
+        Meta(description="Parameters of the protocol; `config` and `file:` are answered 501", examples=[{}]),
     ] = None
 
 
 class Done(msgspec.Struct):
-    """That it is done: an empty object."""
+    """An empty object: the request is done."""
 
 
 INDEX_DECODER = msgspec.json.Decoder(IndexBody)
@@ -79,7 +79,7 @@ def _describe_missing(record: VersionRecord) -> IndexEntry:
 CONTROL_EXAMPLES = {"nothing": Example("Without parameters", {})}
 
 
-def choose_other_model(deployment: Deployment) -> Mapping[str, object]:
+def _choose_other_model(deployment: Deployment) -> Mapping[str, object]:
     """Return a model that may be unloaded: not the default one, if there is another."""
     return {"model": deployment.models[-1].name}
 
@@ -94,7 +94,7 @@ def choose_other_model(deployment: Deployment) -> Mapping[str, object]:
     bodies=lambda _: [Body(ControlBody, CONTROL_EXAMPLES)],
 )
 async def load_highest(request: Request) -> Response:
-    """Answer when the highest version in MODEL_DIR takes requests; one that does already is left as it is."""
+    """Answer when the highest version in MODEL_DIR takes requests; if it does so already, it is not reloaded."""
     await _read_control(request)
     await get_state(request.scope).reloader.load(request.path_params["model"], None)
     return answer_json(Done())
@@ -103,12 +103,12 @@ async def load_highest(request: Request) -> Response:
 @Operation(
     id="unloadModel",
     tag="open-inference",
-    summary="Let all versions of a model take no more requests",
+    summary="Unload all versions of a model, so that it takes no more requests",
     answers={200: [Done]},
     problems=[404, 409, 413, 501],
     path=MODEL_PATH,
     bodies=lambda _: [Body(ControlBody, CONTROL_EXAMPLES)],
-    examples=choose_other_model,
+    examples=_choose_other_model,
 )
 async def unload_all(request: Request) -> Response:
     """Answer when no version of the model takes requests; 409: it is the default model, or one is pinned."""
@@ -116,14 +116,14 @@ async def unload_all(request: Request) -> Response:
     state, name = get_state(request.scope), request.path_params["model"]
     find_model(request)
     if name == state.repository.default_model or name in state.repository.pins:
-        raise ConflictError("this model stays: it is the default one, or pinned")
+        raise ConflictError("this model stays loaded: it is the default model, or has a pinned version")
     for served in [one for one in state.repository.all() if one.model.name == name]:
         await state.reloader.unload(name, served.model.version)
     return answer_json(Done())
 
 
 async def _read_control(request: Request) -> None:
-    """Read the body of load or unload; raise 501 when it wants another model than what is in MODEL_DIR."""
+    """Read the body of load or unload; raise 501 if it brings a configuration or a model file."""
     body = await receive_body(request.receive, get_state(request.scope).max_body_bytes)
     parameters = decode_body(CONTROL_DECODER, body or b"{}").parameters or {}
     if any(name == "config" or name.startswith("file:") for name in parameters):

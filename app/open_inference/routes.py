@@ -16,18 +16,18 @@ from app.open_inference.wire import UnsupportedError
 from app.web.fields import MODEL_PATH
 from app.web.operation import Operation
 
-Rest = Annotated[str, Meta(description="Whatever the extension has there", examples=["status"])]
+Rest = Annotated[str, Meta(description="The rest of the extension's path", examples=["status"])]
 
 
 @Operation(
     id="refuse",
     tag="unsupported",
-    summary="An extension of the protocol that is not here",
+    summary="An extension of the protocol that is not supported",
     answers={},
     problems=[501],
     path={**MODEL_PATH, "rest": Rest},
 )
-async def refuse_extension(request: Request) -> Response:
+async def _refuse_extension(request: Request) -> Response:
     """Answer 501: this extension is not supported."""
     raise UnsupportedError(f"{request.url.path} belongs to an extension that is not supported")
 
@@ -58,9 +58,9 @@ OPEN_INFERENCE_ROUTES = [
     Route("/v2/repository/index", get_index, methods=["POST"]),
     Route("/v2/repository/models/{model}/load", load_highest, methods=["POST"]),
     Route("/v2/repository/models/{model}/unload", unload_all, methods=["POST"]),
-    *(Route(path, refuse_extension, methods=["GET", "POST"]) for path in REFUSED_PATHS),
+    *(Route(path, _refuse_extension, methods=["GET", "POST"]) for path in REFUSED_PATHS),
     *(
-        Route(f"{path}/{name}", refuse_extension, methods=["POST"])
+        Route(f"{path}/{name}", _refuse_extension, methods=["POST"])
         for path in MODEL_PATHS
         for name in ("generate", "generate_stream")
     ),

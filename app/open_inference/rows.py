@@ -1,4 +1,4 @@
-"""Between the tensors of the Open Inference Protocol and rows of features and predictions."""
+"""Turn tensors of the Open Inference Protocol into feature rows, and predictions into tensors."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,12 +29,12 @@ ACCEPTED: Mapping[str, frozenset[str]] = {
     "BOOL": frozenset({"BOOL"}),
     "BYTES": frozenset({"BYTES"}),
 }
-"""For the datatype that a model takes those that may be sent: /predict takes an integer for a float, too."""
+"""By the datatype that a model takes: the datatypes that may be sent. /predict takes an integer for a float, too."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor that a model takes or gives: rows of `width` elements; 1 and `is_vector`: without a second dimension."""
+    """An input or output of a model: rows of `width` elements. `is_vector`: the shape is [rows], the width 1."""
 
     name: str
     datatype: str
@@ -53,7 +53,7 @@ def list_inputs(signature: Signature) -> list[TensorSpec]:
 
 
 def list_outputs(signature: Signature) -> list[TensorSpec]:
-    """Return what is answered: the graph's label and probabilities; the label also when the graph has none."""
+    """Return the outputs of an answer: label and probabilities; the label also if the graph has no such output."""
     probabilities = signature.probability_output
     datatype = "INT64" if isinstance(signature.classes[0], int) else "BYTES"
     name = signature.label_output or ("predicted_label" if probabilities == "label" else "label")
@@ -124,7 +124,7 @@ def _decode_ids(value: object) -> list[str | None]:
             return EXTERNAL_IDS.decode(value)
         except (msgspec.DecodeError, UnicodeError, RecursionError):
             pass
-    raise MalformedBodyError("parameter external_ids is no JSON array of texts, itself written as a text")
+    raise MalformedBodyError("parameter external_ids must be a string that holds a JSON array of strings")
 
 
 def make_outputs(predictions: Sequence[Prediction], signature: Signature) -> dict[str, NamedTensor]:

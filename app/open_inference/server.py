@@ -1,4 +1,4 @@
-"""GET /v2 and /v2/health: what this server is, and how it is, in the words of the Open Inference Protocol."""
+"""GET /v2 and /v2/health: the server's name, version and health, in the form of the Open Inference Protocol."""
 
 from importlib.metadata import version
 from typing import Annotated
@@ -41,7 +41,7 @@ async def get_server(request: Request) -> Response:  # noqa: ARG001  # the same 
 
 @Operation(id="isServerLive", tag="open-inference", summary="Whether the process lives", answers={200: [Liveness]})
 async def get_server_liveness(request: Request) -> Response:  # noqa: ARG001  # a process that answers is alive
-    """Answer 200 as long as the event loop turns, whatever else is wrong."""
+    """Answer 200 as long as the event loop runs, whatever else is wrong."""
     return answer_json(Liveness(live=True))
 
 

@@ -1,4 +1,4 @@
-"""GET /v2/models/stats and .../stats: what was counted since the start, as Triton's statistics have it."""
+"""GET /v2/models/stats and .../stats: what was counted since the start, in the form of Triton's statistics."""
 
 from typing import Annotated, Any
 
@@ -40,7 +40,7 @@ class VersionStatistics(msgspec.Struct):
     inference_count: Annotated[int, Meta(description="Rows that were scored", examples=[480])]
     execution_count: Annotated[int, Meta(description="Runs of the model", examples=[120])]
     inference_stats: Annotated[InferenceStatistics, Meta(description="Durations")]
-    batch_stats: Annotated[list[Any], Meta(description="Always empty: this is not counted by size", examples=[[]])]
+    batch_stats: Annotated[list[Any], Meta(description="Always empty: batches are not counted by size", examples=[[]])]
 
 
 class Statistics(msgspec.Struct):
@@ -58,7 +58,7 @@ class Statistics(msgspec.Struct):
     path=MODEL_PATH,
 )
 async def get_statistics(request: Request) -> Response:
-    """Answer what this process counted since its start: of one version, of one model's, or of all."""
+    """Answer what this process counted since its start: for one version, for all of one model, or for all models."""
     path, served = request.path_params, get_state(request.scope).repository.all()
     if "version" in path:
         models = [find_model(request)]

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from app.errors import MalformedBodyError
 
 MAX_RANK = 8
-"""Dimensions of a tensor: more than any client has, and nesting that no decoder minds."""
+"""Most dimensions of a tensor: more than any client uses, and JSON of this depth can be decoded."""
 
 LENGTH_BYTES = 4
-"""Before each element of a binary BYTES tensor stands its length."""
+"""Size of the length before each element of a binary BYTES tensor."""
 
 
 @dataclass(frozen=True, slots=True)
 class NamedTensor:
-    """A tensor of a request or an answer. JSON's numbers stay as exact as they came: floats in float64."""
+    """A tensor of a request or an answer. Numbers from JSON keep their precision: floats are float64."""
 
     name: str
     datatype: str
@@ -32,7 +32,7 @@ class NamedTensor:
 
 @dataclass(frozen=True, slots=True)
 class Datatype:
-    """How elements travel: `wire` in bytes; in JSON as `element`, collected in `json`. No `element`: only in bytes."""
+    """How elements are encoded: `wire` in binary; in JSON as `element`, in an array of `json`. None: binary only."""
 
     wire: np.dtype[Any]
     element: Any = None
@@ -63,22 +63,22 @@ DATATYPES = {
 
 def read_json_tensor(name: str, datatype: str, shape: Sequence[int], data: bytes) -> NDArray[Any]:
     """Decode `data` of a JSON input, flat or nested like `shape`; null becomes NaN. Raises 400 that names the input."""
-    known = find_datatype(name, datatype)
+    known = _find_datatype(name, datatype)
     if known.json is None:
-        raise MalformedBodyError(f"input {name!r}: {datatype} travels only as binary data")
+        raise MalformedBodyError(f"input {name!r}: {datatype} must be sent as binary data")
     try:
         values = _decode_json(known.element, shape, data)
         _check_count(name, len(values), shape, "elements")
         return np.array(values, dtype=known.json).reshape(shape)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # texts in it have not been looked at before
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # the first check of the UTF-8 of strings in `data`
         detail = str(error).partition(" - at ")[0]
-        raise MalformedBodyError(f"input {name!r}: data is no {datatype} of this shape: {detail}") from error
+        raise MalformedBodyError(f"input {name!r}: data is not {datatype} of this shape: {detail}") from error
     except OverflowError as error:
         raise MalformedBodyError(f"input {name!r}: a number does not fit in {datatype}") from error
 
 
 def _decode_json(element: Any, shape: Sequence[int], data: bytes) -> list[Any]:
-    """Return the elements in row-major order; raise msgspec's ValidationError for what is not of this shape."""
+    """Return the elements in row-major order; raise msgspec's ValidationError for data of another shape."""
     try:
         return _decode_nested(element, 1)(data)
     except msgspec.ValidationError:
@@ -87,14 +87,14 @@ def _decode_json(element: Any, shape: Sequence[int], data: bytes) -> list[Any]:
     values = _decode_nested(element, len(shape))(data)
     for size in shape[1:]:
         if any(len(row) != size for row in values):
-            raise msgspec.ValidationError(f"the nested arrays are not those of {list(shape)}")
+            raise msgspec.ValidationError(f"the nested arrays do not have the shape {list(shape)}")
         values = list(chain.from_iterable(values))
     return values
 
 
 @functools.cache
 def _decode_nested(element: Any, depth: int) -> Callable[[bytes], list[Any]]:
-    """Return what decodes lists in lists; cached, since making a decoder takes longer than decoding a row."""
+    """Return a decoder of nested lists; cached, since making a decoder takes longer than decoding a row."""
     kind = element
     for _ in range(depth):
         kind = GenericAlias(list, kind)
@@ -103,7 +103,7 @@ def _decode_nested(element: Any, depth: int) -> Callable[[bytes], list[Any]]:
 
 def read_binary(name: str, datatype: str, shape: Sequence[int], blob: bytes | memoryview) -> NDArray[Any]:
     """Decode the bytes of a binary input. Raises 400 that names the input."""
-    known = find_datatype(name, datatype)
+    known = _find_datatype(name, datatype)
     if known.wire is TEXT:
         texts = _read_texts(name, blob, math.prod(shape))
         _check_count(name, len(texts), shape, "elements")
@@ -128,15 +128,15 @@ def _read_texts(name: str, blob: bytes | memoryview, limit: int) -> list[str]:
                 raise MalformedBodyError(f"input {name!r}: the last element is cut off")
             texts.append(str(blob[start:position], "utf-8"))
     except UnicodeDecodeError as error:
-        raise MalformedBodyError(f"input {name!r}: element {len(texts)} is no text in UTF-8") from error
+        raise MalformedBodyError(f"input {name!r}: element {len(texts)} is not UTF-8 text") from error
     return texts
 
 
-def find_datatype(name: str, datatype: str) -> Datatype:
-    """Return what is known of a datatype; raise 400 that names the input for one that there is not."""
+def _find_datatype(name: str, datatype: str) -> Datatype:
+    """Return a datatype by its name; raise 400 that names the input for an unknown datatype."""
     known = DATATYPES.get(datatype)
     if known is None:
-        raise MalformedBodyError(f"input {name!r}: the datatype is none of {', '.join(DATATYPES)}")
+        raise MalformedBodyError(f"input {name!r}: the datatype must be one of {', '.join(DATATYPES)}")
     return known
 
 

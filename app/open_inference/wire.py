@@ -21,7 +21,7 @@ Parameters = dict[str, Any] | None
 
 
 class UnsupportedError(ScorekeeperError):
-    """The request uses a part of the protocol that is not here."""
+    """The request uses a part of the protocol that is not supported."""
 
     status = 501
 
@@ -62,7 +62,7 @@ class InferBody(msgspec.Struct, gc=False):
     """The JSON of a request; members that are not named here are ignored."""
 
     inputs: Annotated[list[InputBody], Meta(description="The model's inputs, each once")]
-    id: Annotated[str | None, Meta(description="Comes back in the answer", examples=["42"])] = None
+    id: Annotated[str | None, Meta(description="The answer has the same id", examples=["42"])] = None
     parameters: Annotated[
         Parameters,
         Meta(
@@ -75,10 +75,10 @@ class InferBody(msgspec.Struct, gc=False):
 
 
 class OutputParameters(msgspec.Struct):
-    """What goes with an output in binary."""
+    """The parameters of an output that is sent in binary."""
 
     binary_data_size: Annotated[
-        int, Meta(description="How many of the bytes behind the JSON are its own", examples=[8])
+        int, Meta(description="How many of the bytes after the JSON belong to this output", examples=[8])
     ]
 
 
@@ -95,7 +95,7 @@ class OutputTensor(msgspec.Struct, gc=False):
 
 
 class InferParameters(msgspec.Struct, gc=False):
-    """What this server says beside the outputs."""
+    """What this server adds to the outputs."""
 
     prediction_ids: Annotated[
         str,
@@ -121,18 +121,18 @@ INFER_DECODER = msgspec.json.Decoder(InferBody)
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """A decoded request. `outputs` tells of each output that is asked for whether it goes in binary; none: all."""
+    """A decoded request. `outputs` has each requested output, and whether it is sent in binary; empty: all outputs."""
 
     inputs: Sequence[NamedTensor]
     id: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     outputs: Mapping[str, bool] = field(default_factory=dict)
     binary_outputs: bool = False
-    """Whether outputs go in binary of which nothing else is said."""
+    """Whether an output is sent in binary when the request does not say so for this output."""
 
 
 def decompress(body: bytes, coding: str, limit: int) -> bytes:
-    """Undo a Content-Encoding; raise 415 for one that is not known, 400, or 413 for what is longer than `limit`."""
+    """Undo a Content-Encoding; raise 415 if it is unknown, 400 for invalid data, 413 for more than `limit` bytes."""
     if coding == "identity":
         return body
     if coding not in WINDOW_BITS:
@@ -145,12 +145,12 @@ def decompress(body: bytes, coding: str, limit: int) -> bytes:
     if len(plain) > limit:
         raise BodyTooLargeError(f"the body has more than the {limit} bytes allowed when it is decompressed")
     if not decompressor.eof or decompressor.unused_data:
-        raise MalformedBodyError(f"the body is not {coding} from its first byte to its last")
+        raise MalformedBodyError(f"the body's {coding} data is cut off, or other bytes follow it")
     return plain
 
 
 def read_header_length(value: str, size: int) -> int:
-    """Return how many of the body's `size` bytes are JSON; raise 400 when the header cannot say that."""
+    """Return how many of the body's `size` bytes are JSON; raise 400 if the header is not an integer up to `size`."""
     if not (value.isascii() and value.isdecimal() and len(value) <= 15 and int(value) <= size):
         raise MalformedBodyError(f"Inference-Header-Content-Length must be an integer up to the body's {size} bytes")
     return int(value)
@@ -162,23 +162,23 @@ def decode_request(body: bytes, json_size: int) -> InferRequest:
         asked = INFER_DECODER.decode(body[:json_size])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         detail = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise MalformedBodyError(f"no inference request: {detail}") from error
+        raise MalformedBodyError(f"not a valid inference request: {detail}") from error
     blobs = Blobs(memoryview(body)[json_size:])
-    inputs = [read_input(one, blobs) for one in asked.inputs]
+    inputs = [_read_input(one, blobs) for one in asked.inputs]
     blobs.check_end()
     by_default = _read_flag(asked.parameters, "binary_data_output", default=False)
-    outputs = {one.name: read_output(one, default=by_default) for one in asked.outputs or []}
+    outputs = {one.name: _read_output(one, default=by_default) for one in asked.outputs or []}
     return InferRequest(inputs, asked.id, asked.parameters or {}, outputs, by_default)
 
 
 class Blobs:
-    """The bytes behind the JSON, taken from the front."""
+    """The bytes after the JSON; each input takes its bytes from the front."""
 
     def __init__(self, rest: memoryview) -> None:
         self._rest = rest
 
     def take(self, name: str, size: int) -> memoryview:
-        """Take the next input's bytes; raise 400 when there are not as many."""
+        """Take the bytes of the next input; raise 400 if fewer are left."""
         if size > len(self._rest):
             raise MalformedBodyError(f"input {name!r}: {size} bytes of binary data, the body has {len(self._rest)}")
         blob, self._rest = self._rest[:size], self._rest[size:]
@@ -190,8 +190,8 @@ class Blobs:
             raise MalformedBodyError(f"{len(self._rest)} bytes of binary data belong to no input")
 
 
-def read_input(asked: InputBody, blobs: Blobs) -> NamedTensor:
-    """Decode one input from its JSON, or from the bytes behind it."""
+def _read_input(asked: InputBody, blobs: Blobs) -> NamedTensor:
+    """Decode one input from its JSON, or from the bytes after the JSON."""
     name, parameters = asked.name, asked.parameters or {}
     if "shared_memory_region" in parameters:
         raise UnsupportedError("shared memory is not supported: send the data")
@@ -203,12 +203,12 @@ def read_input(asked: InputBody, blobs: Blobs) -> NamedTensor:
     elif type(size) is int and size >= 0:
         array = read_binary(name, asked.datatype, asked.shape, blobs.take(name, size))
     else:
-        raise MalformedBodyError(f"input {name!r}: binary_data_size must be an integer from 0")
+        raise MalformedBodyError(f"input {name!r}: binary_data_size must be an integer that is not negative")
     return NamedTensor(name, asked.datatype, array)
 
 
-def read_output(asked: OutputBody, *, default: bool) -> bool:
-    """Tell whether an output goes in binary."""
+def _read_output(asked: OutputBody, *, default: bool) -> bool:
+    """Return whether an output is sent in binary."""
     for name in ("shared_memory_region", "classification"):
         if (asked.parameters or {}).get(name):
             raise UnsupportedError(f"output {asked.name!r}: {name} is not supported")
@@ -223,15 +223,15 @@ def _read_flag(parameters: Parameters, name: str, *, default: bool) -> bool:
 
 
 def choose_outputs(request: InferRequest, names: Sequence[str]) -> dict[str, bool]:
-    """Return the outputs to answer, and whether each goes in binary; raise 400 for one that there is not."""
+    """Return the outputs to answer, and whether each is sent in binary; raise 400 for an unknown output."""
     for name in request.outputs:
         if name not in names:
-            raise MalformedBodyError(f"no output {name!r}; there are {', '.join(names)}")
+            raise MalformedBodyError(f"no output {name!r}; the outputs are {', '.join(names)}")
     return dict(request.outputs) or dict.fromkeys(names, request.binary_outputs)
 
 
 def encode_answer(answer: InferAnswer, tensors: Sequence[tuple[NamedTensor, bool]]) -> tuple[bytes, int | None]:
-    """Encode an answer with these outputs, those marked in binary; return the body and, with bytes, the JSON's size."""
+    """Encode an answer with these outputs, some in binary; return the body and, if bytes follow the JSON, its size."""
     blobs = []
     for tensor, is_binary in tensors:
         output = OutputTensor(tensor.name, tensor.array.shape, tensor.datatype)

@@ -1,4 +1,4 @@
-"""GET /openapi.json: the interface in OpenAPI 3.1, generated from the routes, with the models that are loaded now."""
+"""GET /openapi.json: the API in OpenAPI 3.1, generated from the routes and the models that are loaded now."""
 
 import asyncio
 import functools
@@ -25,8 +25,8 @@ DESCRIPTION = """\
 An inference service that knows how good it is.
 
 Errors are `application/problem+json` (RFC 9457) with JSON pointers to what was wrong; below `/v2` they are those of the
-Open Inference Protocol. Every answer has an `X-Request-Id`: the request's own, if it has one of up to 128 letters,
-digits and `._:/+=@-`. A path asked with another method is answered 405 with `Allow`; 503 comes with `Retry-After`.
+Open Inference Protocol. Every answer has an `X-Request-Id`: that of the request if it has up to 128 letters, digits and
+`._:/+=@-`, else a new one. A method that a path does not have is answered 405 with `Allow`; 503 has `Retry-After`.
 """
 
 TAGS: Mapping[Tag, str] = {
@@ -42,29 +42,29 @@ TAGS: Mapping[Tag, str] = {
 
 @Operation(id="getOpenapi", tag="operations", summary="This document", answers={200: [JSON], 304: []})
 async def get_openapi(request: Request) -> Response:
-    """Answer the interface in OpenAPI 3.1; it is written anew when other models are loaded."""
-    deployment = describe_deployment(get_state(request.scope))
+    """Answer the API in OpenAPI 3.1; the document is rebuilt when the loaded models change."""
+    deployment = _describe_deployment(get_state(request.scope))
     prefix = request.scope.get("root_path", "")
-    return answer_file(request, await asyncio.to_thread(write_document, request.app, deployment, prefix))
+    return answer_file(request, await asyncio.to_thread(_write_document, request.app, deployment, prefix))
 
 
-def describe_deployment(state: State) -> Deployment:
+def _describe_deployment(state: State) -> Deployment:
     """Return what the document depends on."""
     windows = tuple(state.quality.window_names)
     return Deployment(describe_models(state.repository), state.max_batch_rows, windows)
 
 
 @functools.lru_cache(maxsize=1)
-def write_document(app: Starlette, deployment: Deployment, prefix: str) -> File:
+def _write_document(app: Starlette, deployment: Deployment, prefix: str) -> File:
     """Return the document as it is sent."""
     routes = [route for route in app.routes if isinstance(route, Route)]
     return File.make(msgspec.json.encode(make_document(routes, deployment, prefix)), JSON)
 
 
 def make_document(routes: Sequence[Route], deployment: Deployment, prefix: str = "") -> Schema:
-    """Write the document of these routes below a prefix; raise LookupError for one that declares no operation."""
+    """Return the document of these routes below a prefix; raise LookupError for one that declares no operation."""
     operations = list_operations(routes, deployment)
-    components = make_all_components(operations)
+    components = _make_all_components(operations)
     paths: dict[str, Schema] = {}
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method] = make_operation(operation, components)
@@ -79,8 +79,8 @@ def make_document(routes: Sequence[Route], deployment: Deployment, prefix: str =
     }
 
 
-def make_all_components(operations: Sequence[DocumentedOperation]) -> dict[str, Schema]:
-    """Write the schemas that the operations refer to, by name."""
+def _make_all_components(operations: Sequence[DocumentedOperation]) -> dict[str, Schema]:
+    """Return the schemas that the operations refer to, by name."""
     contents = [one for operation in operations for some in operation.declared.answers.values() for one in some]
     bodies = [body for operation in operations for body in operation.bodies]
     types = [one for one in [*contents, *(body.shape for body in bodies)] if not isinstance(one, str | dict)]

@@ -1,4 +1,4 @@
-"""The operations of the document, each from a route and what its handler declares."""
+"""The operations of the document, each made from a route and what its handler declares."""
 
 import inspect
 import re
@@ -29,7 +29,7 @@ class DocumentedOperation:
 
     @property
     def problems(self) -> set[int]:
-        """The statuses of errors that it may be answered."""
+        """The statuses of the errors that it may answer."""
         return {*self.declared.problems, *PROBLEMS_OF_ANY}
 
 
@@ -39,7 +39,7 @@ def list_operations(routes: Sequence[Route], deployment: Deployment) -> list[Doc
     first_paths: dict[str, str] = {}
     for route in routes:
         declared, path = find_operation(route.endpoint), re.sub(r":\w+}", "}", route.path)
-        identity = declared.id + name_difference(first_paths.setdefault(declared.id, path), path)
+        identity = declared.id + _name_difference(first_paths.setdefault(declared.id, path), path)
         methods = sorted((route.methods or set()) - {"HEAD"})
         operations += [
             DocumentedOperation(
@@ -56,55 +56,55 @@ def list_operations(routes: Sequence[Route], deployment: Deployment) -> list[Doc
     return operations
 
 
-def name_difference(first: str, path: str) -> str:
-    """Return the words of a path that the first one with the same handler does not have, for a name of its own."""
+def _name_difference(first: str, path: str) -> str:
+    """Return the words that a path has and its handler's first path has not: they make the operation's id unique."""
     words = [re.findall(r"[^\W_]+", re.sub(r"(\w+)s/{\1}", r"\1", one)) for one in (first, path)]
     return "".join(word.capitalize() for word in words[1] if word not in words[0])
 
 
 def make_operation(operation: DocumentedOperation, components: dict[str, Schema]) -> Schema:
-    """Write one operation."""
+    """Return one operation."""
     declared = operation.declared
-    parameters = list_parameters(operation)
-    answers = {status: make_answer(status, contents, components) for status, contents in declared.answers.items()}
+    parameters = _list_parameters(operation)
+    answers = {status: _make_answer(status, contents, components) for status, contents in declared.answers.items()}
     for status in operation.problems:
         if status not in answers:
             answers[status] = {"$ref": f"#/components/responses/{name_problem(operation.path, status)}"}
         else:
-            answers[status] = join_answers(answers[status], make_problem(operation.path, status))
+            answers[status] = _join_answers(answers[status], make_problem(operation.path, status))
     return {
         "operationId": operation.id,
         "tags": [declared.tag],
         "summary": declared.summary,
         "description": operation.description,
         **({"parameters": parameters} if parameters else {}),
-        **({"requestBody": make_body(operation.bodies)} if operation.bodies else {}),
+        **({"requestBody": _make_body(operation.bodies)} if operation.bodies else {}),
         "responses": {str(status): answers[status] for status in sorted(answers)},
     }
 
 
-def list_parameters(operation: DocumentedOperation) -> list[Schema]:
-    """List what stands in the path and in the query."""
+def _list_parameters(operation: DocumentedOperation) -> list[Schema]:
+    """List the parameters in the path and in the query."""
     declared = operation.declared
     in_path = {name: make_components([declared.path[name]])[0][0] for name in re.findall(r"{(\w+)}", operation.path)}
     in_query = make_properties(declared.query) if declared.query else {}
-    parameters = [make_parameter("path", name, schema, operation.examples) for name, schema in in_path.items()]
+    parameters = [_make_parameter("path", name, schema, operation.examples) for name, schema in in_path.items()]
     parameters += [
-        make_parameter("query", name, forbid_nul(schema), operation.examples) for name, schema in in_query.items()
+        _make_parameter("query", name, forbid_nul(schema), operation.examples) for name, schema in in_query.items()
     ]
     return parameters
 
 
-def make_parameter(place: str, name: str, schema: Schema, live_examples: Mapping[str, object]) -> Schema:
-    """Write a parameter. Only a required one has its example outside of the schema, where pages fill it in from."""
+def _make_parameter(place: str, name: str, schema: Schema, live_examples: Mapping[str, object]) -> Schema:
+    """Return a parameter. Only a required one has an example outside the schema: Swagger UI fills that in."""
     described = {"name": name, "in": place, "required": "default" not in schema, "description": schema["description"]}
     examples = [live_examples[name]] if name in live_examples else schema["examples"]
     rest = {key: value for key, value in schema.items() if key != "description"} | {"examples": examples}
     return {**described, "schema": rest, **({"example": examples[0]} if described["required"] else {})}
 
 
-def make_body(bodies: Sequence[Body]) -> Schema:
-    """Write the body of a request."""
+def _make_body(bodies: Sequence[Body]) -> Schema:
+    """Return the body of a request."""
     content = {}
     for body in bodies:
         schema = body.shape if isinstance(body.shape, dict) else make_components([body.shape])[0][0]
@@ -113,8 +113,8 @@ def make_body(bodies: Sequence[Body]) -> Schema:
     return {"required": any(body.is_required for body in bodies), "content": content}
 
 
-def make_answer(status: int, contents: Sequence[Content], components: dict[str, Schema]) -> Schema:
-    """Write the answers of one status that are no errors."""
+def _make_answer(status: int, contents: Sequence[Content], components: dict[str, Schema]) -> Schema:
+    """Return the answers of one status that are not errors."""
     types = [content for content in contents if not isinstance(content, str)]
     content: Schema = {media_type: {} for media_type in contents if isinstance(media_type, str)}
     if types:
@@ -129,8 +129,8 @@ def make_answer(status: int, contents: Sequence[Content], components: dict[str, 
     return {"description": HTTPStatus(status).phrase, "headers": REQUEST_ID_HEADER, "content": content}
 
 
-def join_answers(answer: Schema, problem: Schema) -> Schema:
-    """Write the answers of a status that may be an error, too, in another media type or in the same."""
+def _join_answers(answer: Schema, problem: Schema) -> Schema:
+    """Return the answers of a status that may also be an error, in the same media type or another."""
     content = {**problem["content"], **answer["content"]}
     for media_type in problem["content"].keys() & answer["content"].keys():
         schemas = [one["content"][media_type]["schema"] for one in (answer, problem)]

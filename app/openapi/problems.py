@@ -8,21 +8,21 @@ from app.web.problem import PROBLEM_JSON, is_open_inference
 from app.web.schemas import refer
 
 PROBLEMS_OF_ANY = (400, 408, 414, 431, 500, 503)
-"""The server's protocol answers these before a route is looked up, and 500 would be a bug."""
+"""The errors that any operation may answer: the server sends most before it looks for a route; 500 is a bug."""
 
 PROBLEMS = {
     400: "The request, or its body, cannot be parsed",
-    404: "What the request asks for is not here",
+    404: "What the request asks for does not exist",
     408: "The request came too slowly",
-    409: "What the request wants does not go with what is there",
-    413: "The body is larger than is read here",
+    409: "The request conflicts with the current state",
+    413: "The body is larger than allowed",
     414: "The path and query are too long",
-    415: "The body is of a type or encoding that is not read",
+    415: "The body has a type or encoding that is not supported",
     422: "The request was parsed but is unacceptable; `errors` say where and why",
     431: "The headers are too large or too many",
-    500: "A bug of the server",
+    500: "A bug in the server",
     501: "A part of the protocol that is not supported",
-    503: "The server cannot do it now and promises nothing; try again",
+    503: "The server cannot serve the request now and promises nothing; try again",
 }
 
 REQUEST_ID_HEADER: Schema = {
@@ -43,12 +43,12 @@ def name_problem(path: str, status: int) -> str:
 
 
 def make_problem(path: str, status: int) -> Schema:
-    """Write the answer to what went wrong, in the form that it has at a path."""
+    """Return the answer of an error status, in the form that errors have at a path."""
     media_type, name = (JSON, "OpenInferenceError") if is_open_inference(path) else (PROBLEM_JSON, "Problem")
     headers = {**REQUEST_ID_HEADER, **(RETRY_AFTER if status == 503 else {})}
     return {"description": PROBLEMS[status], "headers": headers, "content": {media_type: {"schema": refer(name)}}}
 
 
 def make_problems(kinds: Iterable[tuple[str, int]]) -> dict[str, Schema]:
-    """Write the response components for errors of (path, status)."""
+    """Return the response components for errors of (path, status)."""
     return {name_problem(path, status): make_problem(path, status) for path, status in kinds}

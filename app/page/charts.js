@@ -1,9 +1,9 @@
-// The three charts, with Chart.js; each says in words what it shows, for those who cannot see it.
+// The three charts, with Chart.js; each has a text for screen readers.
 
 import { fillTable, pick, sum } from "./tables.js";
 import { formatCount, formatName, formatRate, formatShare, formatTime } from "./text.js";
 
-const MOST_CLASSES = 8; // as many as there are colours; the last is for all others
+const MOST_CLASSES = 8; // there is a colour for each; the last is for all others
 const OTHERS = "all others";
 
 const charts = {};
@@ -12,7 +12,7 @@ function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }
 
-// Forget all charts: the next draw makes them anew, in the colours that hold now.
+// Remove all charts: the next draw rebuilds them, with the colours of the current theme.
 export function dropCharts() {
   for (const [id, chart] of Object.entries(charts)) {
     chart.destroy();
@@ -45,7 +45,7 @@ function makePlugins(callbacks, unnamed) {
 
 const STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720, 1440, 2880, 7200, 14400, 43200].map((minutes) => minutes * 60e3);
 
-// Ticks at round times of the reader's own clock.
+// Return a time axis with ticks at round times of the reader's clock.
 function makeTimeAxis(since, until) {
   const period = until - since;
   const most = Math.min(7, innerWidth / 130); // on a phone there is no room for more
@@ -72,10 +72,10 @@ function makeLine(label, points, more) {
   return { label, data: points, borderWidth: 1.5, pointRadius: 0, pointStyle: "line", ...colours, ...more };
 }
 
-// F1 with its band and what to compare it with; `past` are results, oldest first.
+// Draw F1 with its bounds and the objective; `past` has the results, oldest first.
 export function drawHistory(past, result) {
   const since = Date.parse(result.since);
-  const until = Math.max(Date.parse(result.until), past.at(-1)?.at ?? 0); // the job may have run meanwhile
+  const until = Math.max(Date.parse(result.until), past.at(-1)?.at ?? 0); // the job may have run since `result`
   const known = past.filter((row) => row.at >= since);
   const rows = withGaps(known);
   const series = (name) => rows.map((row) => ({ x: row.at, y: row[name] }));
@@ -83,7 +83,7 @@ export function drawHistory(past, result) {
   const isKnown = (row) => Number.isFinite(row?.f1);
   const isDot = ({ dataIndex: at }) => at === rows.length - 1 || !(isKnown(rows[at - 1]) || isKnown(rows[at + 1]));
   const dots = {
-    pointRadius: (point) => (isDot(point) ? 3 : 0), // the newest, and what no line leads to
+    pointRadius: (point) => (isDot(point) ? 3 : 0), // the newest point, and points that no line reaches
     pointStyle: (point) => (isDot(point) ? "circle" : "line"),
     clip: 5,
   };
@@ -119,8 +119,8 @@ function formatTick(value) {
   return Number(value.toFixed(3));
 }
 
-// Past results with an empty one wherever some are missing, so that no line leads over a time that nobody knows of.
-// The job leaves one a minute, or one a run if it runs less often; of those older than a day one an hour is kept.
+// Return the results with an empty one in each gap, so that no line crosses a time without results. There is one result
+// per minute, or per run if the job runs less often; of results older than a day, one per hour is kept.
 function withGaps(rows) {
   const dayAgo = (rows.at(-1)?.at ?? 0) - 86400e3;
   const steps = rows.slice(1).map((row, at) => row.at - rows[at].at).sort((a, b) => a - b);
@@ -146,7 +146,7 @@ function fillHistoryTable(rows, period) {
   );
 }
 
-// [name, its classes]: the most frequent ones first, all that are too many as one.
+// Return [name, classes] pairs. With too many classes: the most frequent ones first, the rest as one.
 function groupClasses(buckets, classes) {
   if (classes.length <= MOST_CLASSES) return classes.map((name) => [name, [name]]);
   const totals = new Map(classes.map((name) => [name, sum(buckets.map((bucket) => pick(bucket.classes, name) ?? 0))]));
@@ -154,14 +154,14 @@ function groupClasses(buckets, classes) {
   return [...names.slice(0, MOST_CLASSES - 1).map((name) => [name, [name]]), [OTHERS, names.slice(MOST_CLASSES - 1)]];
 }
 
-// Predictions per minute, one colour a class.
+// Draw predictions per minute, one colour per class.
 export function drawRate(counts, classes) {
   const [since, until] = [Date.parse(counts.since), Date.parse(counts.until)];
   const buckets = counts.by_time.map((bucket) => {
     const [start, end] = [Date.parse(bucket.since), Date.parse(bucket.until)];
     return { ...bucket, at: (start + end) / 2, minutes: (end - start) / 60e3 };
   });
-  const complete = buckets.filter((bucket) => bucket.minutes >= 1 / 2); // rows come late, or after the result
+  const complete = buckets.filter((bucket) => bucket.minutes >= 1 / 2); // in a short one, rows are still missing
   const datasets = groupClasses(complete, classes).map(([group, names], at) =>
     makeLine(
       formatName(group),
@@ -170,7 +170,7 @@ export function drawRate(counts, classes) {
     ),
   );
   const total = sum(buckets.map((bucket) => bucket.predictions));
-  const words = `${formatCount(total)} predictions in the window, by class and time; the table has them by time`;
+  const words = `${formatCount(total)} predictions in the window, by class and time; the table has the counts by time`;
   draw("rate", words, "line", { datasets }, () => ({
     interaction: INTERACTION,
     scales: {
@@ -204,7 +204,7 @@ function fillRateTable(buckets, period) {
   );
 }
 
-// How many predictions had which score, and what their labels said.
+// Draw how many predictions had which score, and whether their labels were the same class.
 export function drawScores(bars) {
   const names = bars.map((bar) => `${bar.lower.toFixed(2)}–${bar.upper.toFixed(2)}`);
   const parts = [
@@ -219,7 +219,7 @@ export function drawScores(bars) {
     barPercentage: 1,
     categoryPercentage: 0.94,
   }));
-  draw("scores", "Predictions by score and by what their labels said; the table has them", "bar", { labels: names, datasets }, () => ({
+  draw("scores", "Predictions by score: correct, wrong, not labelled; the table has the counts", "bar", { labels: names, datasets }, () => ({
     interaction: INTERACTION,
     scales: {
       x: makeAxis({ stacked: true, ticks: { maxTicksLimit: 6, callback: (at) => bars[at].lower.toFixed(2) } }),

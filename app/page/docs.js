@@ -4,5 +4,5 @@ SwaggerUIBundle({
   deepLinking: true,
   displayRequestDuration: true,
   tryItOutEnabled: true,
-  validatorUrl: null, // or it would ask a server of its maker's
+  validatorUrl: null, // by default the page would ask a server of its maker to check the document
 });

@@ -1,4 +1,4 @@
-// The page at /: asks the server every few seconds, and draws what it says.
+// The page at /: ask the server every few seconds and draw its answers.
 
 import { drawHistory, drawRate, drawScores, dropCharts } from "./charts.js";
 import { fillClasses, fillConfusion, fillList } from "./tables.js";
@@ -11,12 +11,12 @@ const PATIENCE_SECONDS = 10;
 
 const at = (id) => document.getElementById(id);
 
-// What the reader has chosen; an empty version is the one that the server takes by default.
+// What the reader has chosen; an empty version stands for the server's default version.
 const chosen = Object.fromEntries(
   ["model", "version", "window"].map((name) => [name, new URLSearchParams(location.search).get(name) ?? ""]),
 );
 
-let shown = {}; // what is drawn: of which result, its counts, its history
+let shown = {}; // the result that is drawn, with its counts and its history
 let lastAnswer = null; // when the server last answered
 
 async function ask(path, parameters = {}) {
@@ -29,7 +29,7 @@ async function ask(path, parameters = {}) {
   return answer.headers.get("content-type").startsWith("application/json") ? answer.json() : answer.text();
 }
 
-// One look at the server: what it says at once is drawn; returns the result that is chosen and the version behind it.
+// Ask the server once, and draw health, log and summary. Return the chosen result and its version, if that is served.
 async function look() {
   const [models, quality, health, metrics] = await Promise.all(["models", "quality", "health", "metrics"].map((path) => ask(path)));
   drawHealth(health);
@@ -41,8 +41,8 @@ async function look() {
   return { result, served };
 }
 
-// Fill the three selects and return the result that they name. What the reader has chosen stays chosen when it is gone:
-// the numbers of another version in its place would be taken for its own.
+// Fill the three selects and return the result that they name. A chosen version stays chosen when it no longer exists:
+// the reader would take the numbers of another version for its numbers.
 function choose(models, results) {
   const model = chosen.model || models.default_model;
   const names = new Set([model, ...models.models.map((one) => one.name), ...results.map((result) => result.model)]);
@@ -75,7 +75,7 @@ function drawNothing() {
   at("bounds").textContent = "";
   show("state", "unknown", "badge warn");
   at("verdict").textContent =
-    "There are no quality numbers of this version: it is neither served nor used in any window, or the job has yet to run.";
+    "There are no quality numbers for this version: it is not served and not in any window, or the job has not run yet.";
   at("numbers").replaceChildren();
   at("about").textContent = "";
   forgetDetails();
@@ -89,14 +89,14 @@ function drawSummary(result, served) {
     result.f1 === null ? "" : `between ${formatShare(result.f1_lower)} and ${formatShare(result.f1_upper)} with 95 % confidence`;
   show("state", badge, `badge ${colour}`);
   at("verdict").textContent = verdict;
-  document.title = `${result.model} – Scorekeeper`; // without numbers: those of a hidden tab would be old
+  document.title = `${result.model} – Scorekeeper`; // without numbers: in a hidden tab they would be old
   fillList(at("numbers"), [
     ["Predictions", formatCount(result.predictions)],
     ["Labelled (coverage)", `${formatCount(result.labelled)} (${formatPercent(result.coverage)})`],
-    ["Labels come after", formatDuration(result.label_delay_seconds), "On average, from the prediction"],
-    ["One class always", formatShare(result.baseline_f1), "The F1 of a model that looks at nothing"],
-    ["Corrected F1", formatShare(result.corrected_f1), "Every label stands for all predictions like its own"],
-    ...(Number.isFinite(served?.training_f1) ? [["F1 in training", formatShare(served.training_f1), "Said by the model's file"]] : []),
+    ["Label delay", formatDuration(result.label_delay_seconds), "Average time from a prediction to its label"],
+    ["Baseline F1", formatShare(result.baseline_f1), "F1 of always predicting one class"],
+    ["Corrected F1", formatShare(result.corrected_f1), "Labels are weighted to stand for all predictions with a similar score"],
+    ...(Number.isFinite(served?.training_f1) ? [["F1 in training", formatShare(served.training_f1), "As the model's file says"]] : []),
     ["Precision", formatShare(result.precision)],
     ["Recall", formatShare(result.recall)],
     ["Accuracy", formatShare(result.accuracy)],
@@ -104,13 +104,13 @@ function drawSummary(result, served) {
     ["Calibration error", formatShare(result.ece), "ECE: how far scores are from frequencies"],
     ...(result.best_threshold === null
       ? []
-      : [["Best threshold", `${result.best_threshold.toFixed(2)} (F1 ${formatShare(result.best_threshold_f1)})`, "In hindsight"]]),
+      : [["Best threshold", `${result.best_threshold.toFixed(2)} (F1 ${formatShare(result.best_threshold_f1)})`, "Highest F1, in hindsight"]]),
   ]);
   const loaded = served ? `Served since ${formatMoment(served.loaded_at)}, sha256 ${served.sha256.slice(0, 12)}. ` : "Not served now. ";
-  at("about").textContent = `${loaded}F1 is the ${result.average} one, computed at ${formatMoment(result.computed_at)}.`;
+  at("about").textContent = `${loaded}Average of F1: ${result.average}. Computed at ${formatMoment(result.computed_at)}.`;
 }
 
-// Charts and tables, which change when the job has run or another result is chosen.
+// Draw charts and tables again if the job has run or another result is chosen.
 async function drawDetails(result, served) {
   const key = JSON.stringify([result.model, result.model_version, result.window]);
   if (shown.key === key && shown.computedAt === result.computed_at) return;
@@ -133,7 +133,7 @@ async function drawDetails(result, served) {
   redraw();
 }
 
-// Charts and tables of another result are none of this one.
+// Hide charts and tables: they show another result.
 function forgetDetails() {
   shown = {};
   hideDetails(true);
@@ -143,7 +143,7 @@ function hideDetails(hidden) {
   for (const section of document.querySelectorAll("section.detail")) section.hidden = hidden;
 }
 
-// All classes of the version, as text; those that only the database knows at the end.
+// Return all classes of the version as text; last, those that only the database knows.
 function listClasses(result, served, counts) {
   const found = [...Object.keys(result.confusion), ...Object.values(result.confusion).flatMap(Object.keys)];
   const predicted = counts.by_time.flatMap((bucket) => Object.keys(bucket.classes));
@@ -168,7 +168,7 @@ function drawHealth(health) {
   );
 }
 
-// Sum a metric over its labels; undefined where there is no sample.
+// Sum a metric over its labels; undefined without a sample.
 function readMetric(text, name) {
   const samples = [...text.matchAll(new RegExp(`^${name}(?:\\{.*\\})? (\\S+)`, "gm"))];
   return samples.length ? samples.reduce((sum, sample) => sum + Number(sample[1]), 0) : undefined;
@@ -179,17 +179,17 @@ function drawLog(metrics) {
   const limit = read("spool_max_bytes");
   fillList(at("log"), [
     ["Answered", formatCount(read("answered_rows_total")), "Rows whose request was answered 200: each is promised"],
-    ["Stored in PostgreSQL", formatCount(read("stored_rows_total")), "Those of earlier runs too"],
-    ["Waiting to be stored", formatCount(read("pending_rows")), "Safe, and not in PostgreSQL yet"],
+    ["Stored in PostgreSQL", formatCount(read("stored_rows_total")), "Including rows that earlier processes promised"],
+    ["Waiting to be stored", formatCount(read("pending_rows")), "Safe, but not in PostgreSQL yet"],
     ["Longest wait", formatDuration(read("lag_seconds")), "Age of the oldest row that is not stored yet"],
     ["Refused (503)", formatCount(read("refused_rows_total")), "Never promised"],
-    ["Dead", formatCount(read("dead_rows_total")), "Rows that PostgreSQL refuses, kept in the spool"],
-    ["Failed attempts", formatCount(read("failures_total") ?? 0), "To store a batch"],
+    ["Dead", formatCount(read("dead_rows_total")), "Rows that PostgreSQL refuses for their content, kept in the spool"],
+    ["Failed attempts", formatCount(read("failures_total") ?? 0), "Attempts to store a batch"],
     ...(limit === undefined ? [] : [["Spool", `${formatBytes(read("spool_bytes"))} of ${formatBytes(limit)}`, "Stored rows are kept for a while"]]),
   ]);
 }
 
-// Say something where it is read out; only when it changes, or it would be read out again and again.
+// Set a text that screen readers read aloud, only when it changes: they would repeat it each time.
 function show(id, text, style) {
   if (at(id).textContent !== text) at(id).textContent = text;
   at(id).className = style;
@@ -203,8 +203,8 @@ async function poll() {
     lastAnswer = Date.now();
     if (result) trouble = await drawDetails(result, served).then(() => "", (error) => `No new charts and tables: ${error.message}.`);
   } catch (error) {
-    const since = lastAnswer ? `what is shown is of ${formatMoment(lastAnswer)}` : "nothing is known yet";
-    trouble = `The server does not answer as it should, ${since} (${error.message}).`;
+    const since = lastAnswer ? `the page shows its state at ${formatMoment(lastAnswer)}` : "there is nothing to show yet";
+    trouble = `The server does not answer as expected: ${since} (${error.message}).`;
     show("server", "Server unknown", "badge bad");
     show("state", "unknown", "badge warn");
     at("verdict").textContent = "";
@@ -215,7 +215,7 @@ async function poll() {
 
 let polling = Promise.resolve();
 
-// Look again, after the look that is under way.
+// Poll again, after the current poll.
 function lookAgain() {
   polling = polling.then(poll);
   return polling;

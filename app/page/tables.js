@@ -1,4 +1,4 @@
-// Tables and lists of numbers; every text goes in as text, never as HTML.
+// Tables and lists of numbers; every text is inserted as text, never as HTML.
 
 import { formatCount, formatName, formatShare } from "./text.js";
 
@@ -29,7 +29,7 @@ export function fillTable(place, caption, heads, rows) {
     row.append(element("th", first, { scope: "row" }), ...cells.map((text) => element("td", text)));
   }
   place.replaceChildren(table);
-  place.tabIndex = 0; // it may be longer than its place: the keyboard must be able to scroll
+  place.tabIndex = 0; // so that the keyboard can scroll a table that is larger than its place
   place.setAttribute("role", "group");
   place.setAttribute("aria-label", caption);
 }
@@ -42,12 +42,12 @@ function ratio(part, whole) {
   return whole ? part / whole : null;
 }
 
-// The value under a name that a model has given: `constructor` is a good one too, and not in every object.
+// Return the value of a class's name; own properties only, since a class may be called `constructor`.
 export function pick(values, name) {
   return values !== undefined && Object.hasOwn(values, name) ? values[name] : undefined;
 }
 
-// Predictions by class, and precision, recall and F1 of each class from the confusion counts {label: {predicted: rows}}.
+// Show predictions, precision, recall and F1 of each class, from the confusion counts {label: {predicted: rows}}.
 export function fillClasses(place, classes, confusion, buckets) {
   const rows = classes.map((name) => {
     const right = pick(pick(confusion, name), name) ?? 0;
@@ -65,7 +65,7 @@ export function fillClasses(place, classes, confusion, buckets) {
   fillTable(place, "By class", ["class", "predicted", "labels", "precision", "recall", "F1"], rows);
 }
 
-// Labels down, predicted classes across; `title` says how many of them.
+// Show labels as rows, predicted classes as columns; `title` says how many classes are shown.
 export function fillConfusion(place, title, classes, confusion) {
   const shown = classes.slice(0, MOST_CLASSES);
   const rows = shown.map((label) => [label, ...shown.map((name) => formatCount(pick(pick(confusion, label), name) ?? 0))]);

@@ -1,6 +1,6 @@
 // Numbers, times and states in words.
 
-const NONE = "–"; // what is undefined, or not known
+const NONE = "–"; // for a value that is undefined or unknown
 
 export const STATES = {
   no_predictions: ["no predictions", "Nothing was predicted in this window."],
@@ -8,11 +8,12 @@ export const STATES = {
   no_positives: ["no positives", "F1 is undefined: no labelled row is positive, by label or by prediction."],
   one_class: ["one class", "All labels are of one class: F1 says nothing about telling classes apart."],
   too_few_labels: ["too few labels", "Trust the bounds, not the value."],
-  stale: ["stale", "These numbers are old: the quality job fails, or PostgreSQL is away."],
+  stale: ["stale", "These numbers are old: the quality job fails, or PostgreSQL is unreachable."],
   ok: ["ok", ""],
 };
 
-// What the state, and if it is ok the bounds, say: [badge, sentence, colour]. Sound numbers (ok) may be those of a bad model.
+// Return [badge, sentence, colour] for the state or, if it is ok, for the bounds: ok says that the numbers are reliable,
+// not that the model is good.
 export function judge(result) {
   const [badge, sentence] = STATES[result.state];
   if (result.state !== "ok") return [badge, sentence, "warn"];
@@ -22,10 +23,10 @@ export function judge(result) {
   const goal = formatShare(objective);
   if (upper < objective) return ["objective missed", `Worse than the objective of ${goal}, and not by chance.`, "bad"];
   if (lower >= objective) return ["objective met", `The objective of ${goal} is met, and not by chance.`, "good"];
-  return ["near the objective", `${goal} lies within the bounds: chance explains the difference.`, "warn"];
+  return ["near the objective", `The objective of ${goal} lies within the bounds: chance may explain the difference.`, "warn"];
 }
 
-// A name where there is no room for a long one.
+// Shorten a long name.
 export function formatName(name) {
   return name.length > 24 ? `${name.slice(0, 23)}…` : name;
 }
@@ -65,13 +66,13 @@ const CLOCK = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit"
 const SECONDS = new Intl.DateTimeFormat("en", { timeStyle: "medium", hourCycle: "h23" });
 const DAY = new Intl.DateTimeFormat("en", { day: "numeric", month: "short" });
 
-// A time of a chart, by the reader's own clock; with the day where the period, in milliseconds, is longer than one.
+// Format a time of a chart by the reader's clock; add the day if the period, in milliseconds, is over 1.5 days.
 export function formatTime(at, period) {
   const date = new Date(at);
   return period > 86400e3 * 1.5 ? `${DAY.format(date)} ${CLOCK.format(date)}` : CLOCK.format(date);
 }
 
-// When something happened: to the second, with the day if it was not today.
+// Format a moment to the second; add the day if it is not today.
 export function formatMoment(at) {
   const date = new Date(at);
   return date.toDateString() === new Date().toDateString() ? SECONDS.format(date) : `${DAY.format(date)}, ${SECONDS.format(date)}`;

@@ -1,4 +1,4 @@
-"""A connection of `scorekeeper serve`: uvicorn's, with our deadlines, limits and the short door of POST /predict."""
+"""One connection of `scorekeeper serve`: uvicorn's, with deadlines, limits and the short door of POST /predict."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ from app.server.deadlines import ANSWERING, BODY, CLOSING, DISCARDING, HEAD, Dea
 from app.server.direct import DirectCycle, is_direct
 from app.state import STATE_KEY, State
 from app.web.problem import render_at
-from app.web.requests import RECEIVED_AT, finish_request, take_request_id
+from app.web.requests import ACCESS_LOG_KEY, RECEIVED_AT, finish_request, take_request_id
 
 logger = logging.getLogger(__name__)
 
@@ -244,7 +244,9 @@ class GuardedProtocol(HttpToolsProtocol):
         if error.status == 503:
             headers.append((b"retry-after", b"1"))
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-        finish_request(self.state.access_log, self.client, "-", self.url, "unmatched", error.status, None, request_id)
+        finish_request(
+            self.app_state[ACCESS_LOG_KEY], self.client, "-", self.url, "unmatched", error.status, None, request_id
+        )
         return STATUS_LINE[error.status] + lines + b"\r\n" + bytes(answer.body)
 
 

@@ -29,7 +29,7 @@ class Limits:
     linger_seconds: float = 2.0
     """For a refused client to read the answer: closing while it still sends would reset the connection before that."""
     graceful_seconds: float = 20.0
-    """From closing the socket to answering 503 to the rest; with the drain of the log less than Kubernetes' 30 s."""
+    """From closing the socket to 503 for unanswered requests. With the log's drain, less than Kubernetes' 30 s."""
     target_bytes: int = 8192
     """Length of the path and query in the request line."""
     header_bytes: int = 64 * 1024
@@ -181,7 +181,7 @@ class Deadlines:
             return None
         if self.phase is CLOSING or self.phase is DISCARDING:
             return "abort"
-        if self.phase is IDLE:  # the client would take an answer now for that to its next request
+        if self.phase is IDLE:  # an answer now would look like the answer to the client's next request
             self.close(now)
             return "close"
         if not is_reading:

@@ -15,9 +15,12 @@ from app.api.predict import PATH, predict
 from app.api.predict_batch import Answer, PredictJob
 from app.state import State
 from app.web.body import LARGE_BODY_BYTES
-from app.web.requests import finish_request, take_request_id
+from app.web.requests import ACCESS_LOG_KEY, finish_request, take_request_id
 
 TARGET = PATH.encode()
+
+CLIENT_GONE = 499
+"""The status, in metrics and in the access log only, of a request whose client left before its answer."""
 
 NOBODY = asyncio.Event()
 """The event with which a connection wakes the task of a request; a request of the short door has no task."""
@@ -37,9 +40,10 @@ class DirectCycle(RequestResponseCycle):
         self.transport = connection.transport
         self.state = state
         self.headers = connection.headers
+        self.lines = connection.app_state[ACCESS_LOG_KEY]
         self.client = connection.client
         self.default_headers = connection.server_state.default_headers
-        self.keep_alive = connection.parser.should_keep_alive()
+        self.keep_alive = connection.parser.get_http_version() != "1.0" and connection.parser.should_keep_alive()
         self.on_response = connection.on_response_complete
         self.body = bytearray()
 
@@ -54,11 +58,13 @@ class DirectCycle(RequestResponseCycle):
         self.disconnected = True
         if self._job is not None:
             self._job.is_abandoned = True
+            self._job = None
+            self._count(CLIENT_GONE)
 
     def _finish(self, answer: Answer) -> None:
         """Write the whole answer with one system call, unless the client has gone."""
         self._job = None  # it refers to this method: the garbage collector would have to find both
-        if self.disconnected or self.response_complete:
+        if self.disconnected or self.response_complete or self.transport.is_closing():
             return
         status, headers, body = answer
         self.response_started = self.response_complete = True
@@ -70,9 +76,12 @@ class DirectCycle(RequestResponseCycle):
         self.transport.write(b"".join(lines))
         if not self.keep_alive:
             self.transport.close()
-        seconds = time.perf_counter() - self._received_at
-        finish_request(self.state.access_log, self.client, "POST", TARGET, PATH, status, seconds, self._request_id)
+        self._count(status)
         self.on_response()
+
+    def _count(self, status: int) -> None:
+        seconds = time.perf_counter() - self._received_at
+        finish_request(self.lines, self.client, "POST", TARGET, PATH, status, seconds, self._request_id)
 
 
 def is_direct(connection: HttpToolsProtocol) -> bool:

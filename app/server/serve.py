@@ -48,7 +48,7 @@ def fit_limits(limits: Limits) -> Limits:
 
 
 class GuardedServer(Server):
-    """Checks the deadlines of all connections on a timer; its shutdown answers 503, never 500."""
+    """Checks all deadlines on a timer, at no cost per request; its shutdown answers 503, never 500."""
 
     config: GuardedConfig
 

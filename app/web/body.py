@@ -76,7 +76,7 @@ def _get_type(content_type: bytes) -> bytes:
 
 
 async def run_sized(body: bytes, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call `work` on the event loop for a small body, in a thread for a large one, so that no request waits."""
+    """Call `work` on the event loop for a small body, in a thread for a large one: others need not wait."""
     if len(body) < LARGE_BODY_BYTES:
         return work(*args, **kwargs)
     return await asyncio.to_thread(work, *args, **kwargs)

@@ -57,7 +57,7 @@ def describe_models(repository: ModelRepository) -> tuple[ModelShape, ...]:
     """Describe the loaded models, the default first."""
     groups: dict[tuple[str, tuple[FeatureShape, ...], tuple[ModelInput, ...]], list[Model]] = {}
     for model in (served.model for served in repository.all()):
-        group = (model.name, describe_features(model.signature), model.signature.inputs)
+        group = (model.name, _describe_features(model.signature), model.signature.inputs)
         groups.setdefault(group, []).append(model)
     shapes = [
         ModelShape(
@@ -75,7 +75,7 @@ def describe_models(repository: ModelRepository) -> tuple[ModelShape, ...]:
     return tuple(sorted(shapes, key=lambda one: (not one.is_default_model, not one.has_default_version)))
 
 
-def describe_features(signature: Signature) -> tuple[FeatureShape, ...]:
+def _describe_features(signature: Signature) -> tuple[FeatureShape, ...]:
     """Return the values that each feature of a row may have."""
     return tuple(
         FeatureShape(one.name, one.kind, one.missing_allowed, one.type.low, one.type.high) for one in signature.features

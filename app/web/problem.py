@@ -59,9 +59,9 @@ def render_at(path: str, error: Exception, request_id: str) -> Response:
     if not is_open_inference(path):
         return render_problem(error, request_id)
     if not isinstance(error, ScorekeeperError):
-        return render_open_inference_error(500, HIDDEN, {})
+        return _render_open_inference_error(500, HIDDEN, {})
     status = 400 if error.status == 422 else error.status  # the protocol has no 422
-    return render_open_inference_error(status, str(error), dict(error.headers))
+    return _render_open_inference_error(status, str(error), dict(error.headers))
 
 
 def render_problem(error: Exception, request_id: str) -> Response:
@@ -82,7 +82,7 @@ def render_http_exception(request: Request, error: Exception) -> Response:
         headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
     detail = "there is nothing at this path" if error.status_code == 404 else error.detail
     if is_open_inference(get_path(request.scope)):
-        return render_open_inference_error(error.status_code, detail, headers)
+        return _render_open_inference_error(error.status_code, detail, headers)
     return _render(get_request_id(request.scope), error.status_code, detail, headers)
 
 
@@ -91,7 +91,7 @@ def is_open_inference(path: str) -> bool:
     return path == "/v2" or path.startswith("/v2/")
 
 
-def render_open_inference_error(status: int, detail: str, headers: dict[str, str]) -> Response:
+def _render_open_inference_error(status: int, detail: str, headers: dict[str, str]) -> Response:
     """Answer an error in the form of the Open Inference Protocol."""
     return answer_json(OpenInferenceError(detail), status, headers)
 

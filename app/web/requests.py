@@ -24,6 +24,9 @@ COUNTER = itertools.count(1)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
 """Methods that become metric labels as they are; any other counts as OTHER."""
 
+ACCESS_LOG_KEY = "access_log"
+"""The key of the lifespan's state, and so of every request's, for the access log; None: it is off."""
+
 RECEIVED_AT = "scorekeeper.received_at"
 """The scope's key for the time at which the server received the request's last byte, by `time.perf_counter`."""
 
@@ -90,10 +93,10 @@ class RequestMiddleware:
         finally:
             seconds = time.perf_counter() - scope.get(RECEIVED_AT, received_at)
             finish_request(
-                scope["state"]["scorekeeper"].access_log,
+                scope["state"][ACCESS_LOG_KEY],
                 scope["client"],
                 scope["method"],
-                get_target(scope),
+                _get_target(scope),
                 scope["route"].path if "route" in scope else "unmatched",
                 status,
                 seconds,
@@ -101,10 +104,11 @@ class RequestMiddleware:
             )
 
 
-def get_target(scope: Scope) -> bytes:
+def _get_target(scope: Scope) -> bytes:
     """Return the path and query of a request as they were sent."""
     path: bytes = scope.get("raw_path") or scope["path"].encode()
     query: bytes = scope["query_string"]
+    path = path.removeprefix(scope.get("root_path", "").encode())  # which servers put before what they received
     return b"%b?%b" % (path, query) if query else path
 
 

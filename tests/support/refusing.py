@@ -48,7 +48,8 @@ async def open_refusing(postgres: str, directory: Path, **settings: str) -> Asyn
     url = with_database(postgres, name)
     connection = await asyncpg.connect(url)
     with pytest.MonkeyPatch.context() as patch:
-        for variable, value in {"DATABASE_URL": url, "DATA_DIR": str(directory), **settings}.items():
+        environment = {"DATABASE_URL": url, "DATA_DIR": str(directory), "ACCESS_LOG": "false", **settings}
+        for variable, value in environment.items():
             patch.setenv(variable, value)
         manager = LifespanManager(main, startup_timeout=WAIT_SECONDS, shutdown_timeout=WAIT_SECONDS)
         await manager.__aenter__()  # the environment is read here, and must be given back before the tests run

@@ -63,12 +63,12 @@ async def fill(connection: asyncpg.Connection, rows: int = 600, right: float = 0
 
 
 async def fetch_result(server: Server, **measures: object) -> dict[str, Any]:
-    """Return the result of the last hour once it has these measures."""
+    """Return the result of the last hour once it has these measures and labels, which are committed after the rows."""
 
     async def is_computed() -> dict[str, Any] | None:
         async with httpx2.AsyncClient(base_url=server.url) as client:
             for result in (await client.get("/quality")).json()["results"]:
-                if result["window"] == "1h" and measures.items() <= result.items():
+                if result["window"] == "1h" and result["labelled"] and measures.items() <= result.items():
                     found: dict[str, Any] = result
                     return found
         return None
