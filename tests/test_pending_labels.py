@@ -191,3 +191,18 @@ async def test_labels_of_the_job_are_counted_only_if_they_are_committed(connecti
 
 def count_new_labels() -> float:
     return REGISTRY.get_sample_value("model_labels_total", {"outcome": "new"}) or 0.0
+
+
+async def test_label_waits_while_its_version_is_not_registered(connection: asyncpg.Connection) -> None:
+    """A version that came while PostgreSQL was away is served before the database knows its classes."""
+    record = make_record()
+    await store(connection, record)
+    await connection.execute("DELETE FROM model_version")
+
+    taken = await take_labels(connection, [make_label(record.prediction_id, "1", datetime.now(UTC))])
+    swept = await sweep(connection)
+    await register_demo(connection)
+    applied = await sweep(connection)
+
+    assert (taken, swept, applied) == ({"pending": 1}, {}, {"new": 1})
+    assert await read_label(connection, record.prediction_id) == "1"

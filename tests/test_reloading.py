@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import shutil
 import weakref
 from collections.abc import AsyncIterator, Callable
@@ -22,7 +23,7 @@ from app.serving.reloading import Reloader
 from app.serving.repository import ModelRepository, UnknownModelError
 from tests.support.batchers import ScoreJob, make_score_batcher
 from tests.support.onnx_models import build_echo, build_slow, make_rows, write_model
-from tests.support.processes import wait_until
+from tests.support.processes import WAIT_SECONDS, wait_until
 
 
 @dataclass
@@ -401,6 +402,30 @@ async def test_version_is_withdrawn_when_the_database_knows_it_with_other_classe
 
         assert list_codes(repository) == {"1": "model_conflict", "2": "model_conflict"}
         assert len(list_versions(repository)) == 1  # one must go on
+
+
+async def test_conflict_is_still_told_when_the_file_is_loaded_again(world: World) -> None:
+    world.is_away = True
+    async with world.open() as (reloader, repository):
+        world.is_away, world.conflicting = False, {"1"}
+        await look(reloader)
+        await reloader.load("model", "1")
+
+        assert list_codes(repository) == {"1": "model_conflict"}
+        assert list_versions(repository) == ["1"]  # the last version goes on
+
+
+async def test_version_goes_on_when_a_pipe_stands_in_the_place_of_its_file(world: World) -> None:
+    """A pipe that nobody writes to never ends: reading it would stop every later load, too."""
+    async with world.open() as (reloader, repository):
+        file = world.directory / "model" / "1" / "model.onnx"
+        file.unlink()
+        os.mkfifo(file)
+        async with asyncio.timeout(WAIT_SECONDS):
+            await look(reloader, 3)
+
+        assert list_codes(repository) == {"1": "model_not_loadable"}
+        assert list_versions(repository) == ["1"]
 
 
 async def test_start_is_refused_when_every_version_has_other_classes(world: World) -> None:

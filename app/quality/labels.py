@@ -124,14 +124,16 @@ async def _find_targets(connection: Connection, labels: Sequence[Label]) -> tupl
     ids = [(label.prediction_id, at) for at, label in enumerate(labels) if label.prediction_id is not None]
     keys = [(label.external_id, at) for at, label in enumerate(labels) if label.external_id is not None]
     ids.sort(key=lambda pair: pair[0].int)
-    known: dict[str | None, frozenset[str]] = {}
+    known: dict[str, frozenset[str]] = {}
     targets: list[_Target] = []
     rejected: list[int] = []
 
     def take(rows: Sequence[asyncpg.Record]) -> None:
         for position, prediction_id, created_at, classes in rows:
+            if classes is None:
+                continue  # the version is served, but not registered yet: the label stays pending
             if classes not in known:
-                known[classes] = frozenset(map(str, msgspec.json.decode(classes or "[]")))
+                known[classes] = frozenset(map(str, msgspec.json.decode(classes)))
             label = labels[position].label
             if label is None or label in known[classes]:
                 targets.append(_Target(position, prediction_id, created_at))

@@ -160,9 +160,9 @@ def load_found(directory: Path, key: VersionKey, stamp: Stamp) -> Model:
 def check_bytes(directory: Path, model: Model) -> None:
     """Raise RefusedVersionError when the file of a served version no longer has the bytes that were loaded."""
     try:
-        content = locate(directory, model.name, model.version).read_bytes()
-    except OSError as error:
-        raise RefusedVersionError("model_not_loadable", f"cannot be read: {error.strerror}") from error
+        content = read_model_file(locate(directory, model.name, model.version))
+    except StartupError as error:
+        raise RefusedVersionError("model_not_loadable", str(error)) from error
     if hashlib.sha256(content).hexdigest() != model.sha256:
         raise RefusedVersionError(
             "model_replaced",

@@ -61,10 +61,10 @@ class Model:
         self._outputs = [self.signature.probability_output]
         if self._rule == "label" and self.signature.label_output is not None:
             self._outputs.append(self.signature.label_output)
-        self._run_seconds = metrics.INFERENCE_SECONDS.labels(name, version)
-        self._batch_rows = metrics.INFERENCE_BATCH_ROWS.labels(name, version)
         self.example = self._choose_example()
         self._seconds_per_run, self._seconds_per_row = self._warm_up()
+        self._run_seconds = metrics.INFERENCE_SECONDS.labels(name, version)  # not for a file that is refused above
+        self._batch_rows = metrics.INFERENCE_BATCH_ROWS.labels(name, version)
 
     def predict_seconds(self, rows: int) -> float:
         """Predict the seconds of one run from the warm-up's times."""

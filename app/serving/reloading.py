@@ -186,7 +186,8 @@ class Reloader:
             metrics.MODEL_LOAD_FAILURES.inc()
             _note(record, error.code, str(error))
             raise
-        record.trouble = None
+        if record.trouble is None or record.trouble.code != "model_conflict":  # the file does not settle that one
+            record.trouble = None
         return served
 
     async def _admit(self, record: VersionRecord, model: Model) -> ServedModel:
