@@ -17,10 +17,6 @@ SHARED = {
 }
 """Public names that several modules may define, and why."""
 
-# Until the rooms that are being rebuilt have been renamed too.
-NOT_YET_RENAMED = {"RETRY_BASE_SECONDS", "RETRY_CAP_SECONDS"}  # prediction_log
-NOT_YET_PRIVATE = ("app/prediction_log/", "app/spool/", "app/commands/spool.py")
-
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted((ROOT / "app").rglob("*.py"))
@@ -37,7 +33,7 @@ def test_a_public_name_is_defined_in_one_module() -> None:
 
     repeated = {name: modules for name, modules in places.items() if len(modules) > 1}
 
-    assert {name: repeated[name] for name in repeated.keys() - SHARED.keys() - NOT_YET_RENAMED} == {}
+    assert {name: repeated[name] for name in repeated.keys() - SHARED.keys()} == {}
     assert SHARED.keys() <= repeated.keys()
 
 
@@ -47,7 +43,6 @@ def test_a_function_begins_with_an_underscore_when_only_its_module_uses_it() -> 
     public = [
         f"{module}.{name}"
         for module, path in MODULES.items()
-        if not str(path.relative_to(ROOT)).startswith(NOT_YET_PRIVATE)
         for name in list_functions(path)
         if not name.startswith("_") and (module, name) not in used and name not in SHARED
     ]
