@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 
 class QuickCounter(Collector):
-    """A counter whose `add` costs a look-up in a dictionary; prometheus_client's own takes a lock and five calls."""
+    """A counter whose `add` costs one look-up in a dictionary; prometheus_client's own takes a lock and five calls."""
 
     def __init__(self, name: str, documentation: str, labelnames: Sequence[str]) -> None:
         self._describe = (name, documentation, labelnames)
@@ -20,7 +20,7 @@ class QuickCounter(Collector):
         REGISTRY.register(self)
 
     def add(self, labels: tuple[str, ...]) -> None:
-        """Count one. To be called on the event loop only."""
+        """Count one. Call this on the event loop only."""
         self._counts[labels] += 1
 
     def collect(self) -> Iterator[CounterMetricFamily]:

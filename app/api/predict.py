@@ -44,15 +44,15 @@ async def post_predict(request: Request) -> Response:
 
 
 def predict(headers: Headers, body: bytes, state: State, request_id: str, on_answer: OnAnswer) -> PredictJob | None:
-    """Serve POST /predict, whichever door it came in by: `on_answer` is called later, once. Never raises.
+    """Serve POST /predict for both doors: call `on_answer` once, after this function has returned. Never raises.
 
     headers and body -> checked rows, in the model's order (`_read_job`) -> the model's batcher -> one run of the model
     for all requests that wait -> answers and log rows (`predict_batch._answer_batch`) -> the log promises to store the
-    rows -> `on_answer`. Return the job, to be abandoned when its client goes; None: there is none yet, or none at all.
+    rows -> `on_answer`. Return the job, so that it can be abandoned when its client goes; None: there is no job (yet).
     """
     if len(body) < LARGE_BODY_BYTES:
         return _submit(partial(_read_job, headers, body, state, request_id, on_answer), state, request_id, on_answer)
-    # What takes more than a millisecond to read leaves the event loop.
+    # A large body takes more than a millisecond to read: a thread does it, not the event loop.
     reading = state.loop.run_in_executor(None, _read_job, headers, body, state, request_id, on_answer)
     reading.add_done_callback(lambda _: _submit(reading.result, state, request_id, on_answer))
     return None
@@ -64,7 +64,7 @@ def _submit(
     try:
         served, job = read()
         served.batcher.submit(job)
-    except Exception as error:  # a bug among them, which is logged there
+    except Exception as error:  # a fault of the request, or a bug, which `answer_error` logs
         state.loop.call_soon(on_answer, answer_error(error, request_id))
         return None
     return job

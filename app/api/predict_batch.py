@@ -35,12 +35,12 @@ Answer = tuple[int, Headers, bytes]
 """Status, headers and body. The door adds the headers that all answers have, and the request id."""
 
 OnAnswer = Callable[[Answer], None]
-"""Called on the event loop with a request's answer; all calls but the first are without effect."""
+"""Called on the event loop with a request's answer; only the first call has an effect."""
 
 
 @dataclass(slots=True)
 class PredictJob:
-    """One request: rows of values in the model's order, what is logged with them, and the future of its answer."""
+    """One request: rows of values in the model's order, what is logged with them, and where its answer goes."""
 
     values: list[list[Value]]
     external_ids: Sequence[str | None]
@@ -48,7 +48,7 @@ class PredictJob:
     many: bool
     on_answer: Callable[[Any], None]
     is_abandoned: bool = False
-    """Nobody waits for the answer any more."""
+    """Whether its client has gone, so that nobody waits for the answer."""
 
     @property
     def rows(self) -> int:
@@ -56,7 +56,7 @@ class PredictJob:
         return len(self.values)
 
     def render(self, predictions: list["Prediction"]) -> Any:
-        """Return the result that `answer` gets when the rows are safe: for /predict an `Answer`."""
+        """Return what `on_answer` is called with when the rows are safe: for /predict an `Answer`."""
         body = encode(
             Predictions(predictions, predictions[0].model, predictions[0].model_version)
             if self.many
@@ -65,7 +65,7 @@ class PredictJob:
         return 200, ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))), body
 
     def fail(self, error: Exception) -> None:
-        """Answer an error."""
+        """Answer with this error."""
         self.on_answer(answer_error(error, self.request_id))
 
     def point_at(self, row: int) -> str:
@@ -101,7 +101,7 @@ class Predictions(msgspec.Struct, gc=False):
 
 
 def settle_future(answered: "asyncio.Future[T]", answer: T | Exception) -> None:
-    """Give a handler's future its answer, or the error to raise; without effect when it has one, or was cancelled."""
+    """Give a handler's future its answer, or the error to raise; do nothing if it is done or cancelled."""
     if answered.done():
         return
     if isinstance(answer, Exception):
@@ -120,7 +120,7 @@ def answer_error(error: Exception, request_id: str) -> Answer:
 
 @dataclass(slots=True)
 class ScoredBatch:
-    """Rows for the log, each job's answer to give once they are promised, and what to count then: arrays (n,)."""
+    """Rows for the log; each job's answer, for when they are promised; and what to count then, arrays (n,)."""
 
     rows: list[Rows]
     answers: list[Any]
@@ -132,7 +132,7 @@ encode = msgspec.json.Encoder().encode
 
 
 def _answer_batch(model: Model, jobs: Sequence[PredictJob]) -> ScoredBatch:
-    """Score the rows of all jobs in one run and encode answers and log rows; one clock reading dates them all."""
+    """Score the rows of all jobs in one run; encode answers and log rows, all dated by one reading of the clock."""
     scores = _run_model(model, [row for job in jobs for row in job.values])
     _check_finite(scores, jobs)
     clock_ms = read_clock_ms()
@@ -188,7 +188,7 @@ def _check_finite(scores: Scores, jobs: Sequence[PredictJob]) -> None:
 
 
 def make_batcher(model: Model, log: PredictionLog, executor: ThreadPoolExecutor) -> Batcher[PredictJob, ScoredBatch]:
-    """Make the batcher of one model: what a batch takes, how long, and where it goes."""
+    """Make the batcher of one model: how a batch is scored, how long that takes, and how it is answered."""
 
     async def deliver(jobs: Sequence[PredictJob], answer: ScoredBatch) -> None:
         await log.store(answer.rows)

@@ -66,7 +66,7 @@ class InferJob(PredictJob):
         return Response(body, headers=headers, media_type="application/octet-stream")
 
     def fail(self, error: Exception) -> None:
-        """Have the handler raise the error."""
+        """Make the handler raise the error."""
         self.on_answer(error)
 
     def point_at(self, row: int) -> str:
@@ -115,7 +115,7 @@ async def infer(request: Request) -> Response:
         answered: asyncio.Future[Response] = state.loop.create_future()
         if len(body) < LARGE_BODY_BYTES and "content-encoding" not in request.headers:
             job = _read_infer_job(request, body, state, served.model, answered)
-        else:  # what takes more than a millisecond, or may when it is decompressed, is not done on the event loop
+        else:  # more than a millisecond of work, at least once decompressed: not on the event loop
             job = await asyncio.to_thread(_read_infer_job, request, body, state, served.model, answered)
         served.batcher.submit(job)  # -> predict_batch._answer_batch -> log -> on_answer
         response, outcome = await answered, "success"

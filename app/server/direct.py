@@ -20,7 +20,7 @@ from app.web.requests import ACCESS_LOG_KEY, finish_request, take_request_id
 TARGET = PATH.encode()
 
 CLIENT_GONE = 499
-"""The status, in metrics and in the access log only, of a request whose client left before its answer."""
+"""The status of a request whose client left before its answer; only metrics and the access log show it."""
 
 NOBODY = asyncio.Event()
 """The event with which a connection wakes the task of a request; a request of the short door has no task."""
@@ -54,7 +54,7 @@ class DirectCycle(RequestResponseCycle):
         self._job = predict(self.headers, bytes(self.body), self.state, self._request_id.decode(), self._finish)
 
     def abandon(self) -> None:
-        """Cancel the request: its client has gone. Has no effect when it is answered."""
+        """Abandon the request: its client has gone. Has no effect when it is answered."""
         self.disconnected = True
         if self._job is not None:
             self._job.is_abandoned = True
@@ -63,7 +63,7 @@ class DirectCycle(RequestResponseCycle):
 
     def _finish(self, answer: Answer) -> None:
         """Write the whole answer with one system call, unless the client has gone."""
-        self._job = None  # it refers to this method: the garbage collector would have to find both
+        self._job = None  # job and cycle refer to each other: without this only the garbage collector would free them
         if self.disconnected or self.response_complete or self.transport.is_closing():
             return
         status, headers, body = answer

@@ -25,7 +25,7 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS",
 """Methods that become metric labels as they are; any other counts as OTHER."""
 
 ACCESS_LOG_KEY = "access_log"
-"""The key of the lifespan's state, and so of every request's, for the access log; None: it is off."""
+"""The key of the access log in the lifespan's state and in every request's; the value None: it is off."""
 
 RECEIVED_AT = "scorekeeper.received_at"
 """The scope's key for the time at which the server received the request's last byte, by `time.perf_counter`."""
@@ -108,7 +108,7 @@ def _get_target(scope: Scope) -> bytes:
     """Return the path and query of a request as they were sent."""
     path: bytes = scope.get("raw_path") or scope["path"].encode()
     query: bytes = scope["query_string"]
-    path = path.removeprefix(scope.get("root_path", "").encode())  # which servers put before what they received
+    path = path.removeprefix(scope.get("root_path", "").encode())  # servers add it to the path that they received
     return b"%b?%b" % (path, query) if query else path
 
 
