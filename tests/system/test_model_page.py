@@ -162,7 +162,7 @@ async def test_page_says_so_when_the_server_is_gone_and_when_it_is_degraded(
 
     await live.kill()
     await expect(page.get_by_role("alert")).to_contain_text("The server does not answer", timeout=SECONDS)
-    await expect(page.get_by_role("alert")).to_contain_text("what is shown is of")
+    await expect(page.get_by_role("alert")).to_contain_text("the page shows its state at")
     await expect(page.locator("#server")).to_have_text("Server unknown")
     await expect(page.locator("#state")).to_have_text("unknown")
     await visit.take_picture("gone")
