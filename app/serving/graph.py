@@ -57,6 +57,7 @@ def read_classes(model: bytes) -> Names | None:
     for graph in read_messages(memoryview(model), MODEL_GRAPH):
         nodes = list(read_messages(graph, GRAPH_NODE))
         outputs = [name for output in read_messages(graph, GRAPH_OUTPUT) for name in read_texts(output, VALUE_NAME)]
+        outputs.sort(key=lambda name: not _is_map(name, nodes))  # skl2onnx cuts the label's array to 32 bits
         for name in outputs:
             if classes := _follow(name, nodes, graph):
                 return classes
@@ -74,6 +75,11 @@ def _follow(name: bytes, nodes: list[memoryview], graph: memoryview) -> Names | 
     if SELECTING.intersection(operator) and inputs:
         return _read_initializer(graph, inputs[0])
     return _read_class_attributes(node)
+
+
+def _is_map(name: bytes, nodes: list[memoryview]) -> bool:
+    node = _find_maker(name, nodes)
+    return node is not None and read_texts(node, NODE_OPERATOR)[:1] == [b"ZipMap"]
 
 
 def _find_maker(name: bytes, nodes: list[memoryview]) -> memoryview | None:

@@ -19,6 +19,7 @@ METADATA_KEYS = frozenset(
         "decision_threshold",
         "missing_values",
         "output",
+        "batching",
         "example",
         "training_f1",
     }
