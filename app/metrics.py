@@ -184,6 +184,11 @@ PREDICTION_SCORES = BatchHistogram(
     edges=[round(0.05 * edge, 2) for edge in range(1, 21)],
 )
 MODEL_INFO = Gauge("model_info", "1 for each loaded model file", ["model", "model_version", "sha256"])
+MODEL_VERSION_DEFAULT = Gauge(
+    "model_version_default",
+    "1 for the loaded version that answers requests that name no version, 0 for the model's other loaded versions",
+    ["model", "model_version"],
+)
 MODEL_LOAD_FAILURES = Counter(
     "model_load_failures_total", "Model files that were refused since the start, and scans of MODEL_DIR that failed"
 )
