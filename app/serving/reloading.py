@@ -28,7 +28,7 @@ from app.serving.repository import ModelRepository, ServedModel, UnknownModelErr
 
 logger = logging.getLogger(__name__)
 
-RETRY_SECONDS = 60.0
+RETRY_LOAD_SECONDS = 60.0
 """Until a file is tried again that failed unexpectedly: the log has a traceback each time."""
 
 
@@ -163,12 +163,7 @@ class Reloader:
         now = asyncio.get_running_loop().time()
         for record in records:
             if (stamp := record.find_new_file(now)) is not None:
-                try:
-                    await self._take(record, stamp)
-                except RefusedVersionError as error:
-                    logger.error("model %s version %s: %s", *record.printable, error)  # noqa: TRY400  # not a bug
-                except Exception:
-                    logger.exception("model %s version %s is not served, it is tried again", *record.printable)
+                await self._try_file(record, stamp)
         for record in records:
             if record.has_lost_file:
                 await self._remove(record, is_empty=not found)
@@ -177,6 +172,15 @@ class Reloader:
                 if record.must_register and record.served is not None:
                     await self._register_late(record, record.served)
         self._repository.drop_blank_records()
+
+    async def _try_file(self, record: VersionRecord, stamp: Stamp) -> None:
+        """Serve a file; a failure, which the record shows, must not hold up other versions."""
+        try:
+            await self._take(record, stamp)
+        except RefusedVersionError as error:
+            logger.error("model %s version %s: %s", *record.printable, error)  # noqa: TRY400  # not a bug
+        except Exception:
+            logger.exception("model %s version %s is not served, it is tried again", *record.printable)
 
     async def _take(self, record: VersionRecord, stamp: Stamp) -> ServedModel:
         """Serve a file, or raise RefusedVersionError; a refused file is not tried again until it changes.
@@ -197,7 +201,7 @@ class Reloader:
             raise
         except Exception:
             metrics.MODEL_LOAD_FAILURES.inc()
-            record.retry_at = asyncio.get_running_loop().time() + RETRY_SECONDS
+            record.retry_at = asyncio.get_running_loop().time() + RETRY_LOAD_SECONDS
             _note(
                 record, "model_not_loadable", "an unexpected error, see the server's log; it is tried again each minute"
             )
