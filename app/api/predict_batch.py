@@ -197,6 +197,7 @@ def make_batcher(model: Model, log: PredictionLog, executor: ThreadPoolExecutor)
             job.on_answer(result)
         _count_predictions(model, answer)
 
+    metrics.begin_model_series(model.name, model.version, model.signature.class_texts)
     return Batcher(
         work=lambda jobs: _answer_batch(model, jobs),
         predict_seconds=lambda rows: model.predict_seconds(rows) + rows * ENCODE_SECONDS_PER_ROW,
@@ -209,5 +210,5 @@ def _count_predictions(model: Model, answer: ScoredBatch) -> None:
     """Count answered predictions by class, and their scores."""
     for name, rows in zip(model.signature.class_texts, np.bincount(answer.predicted).tolist(), strict=False):
         if rows:
-            metrics.PREDICTIONS.labels(model.name, model.version, name).inc(rows)
+            metrics.PREDICTIONS.add((model.name, model.version, name), rows)
     metrics.PREDICTION_SCORES.observe((model.name, model.version), answer.scores)
