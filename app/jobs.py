@@ -14,7 +14,13 @@ from prometheus_client import Counter
 
 from app import metrics
 from app.database.migrate import prepare_schema
-from app.database.pool import ConnectionFailure, borrow_connection, check_server, describe_connection_error
+from app.database.pool import (
+    ConnectionFailure,
+    DatabaseUnreachableError,
+    borrow_connection,
+    check_server,
+    describe_connection_error,
+)
 from app.errors import StartupError, UnavailableError
 from app.measures.measure import QualityState
 from app.prediction_log.failures import explain_job_failure
@@ -163,6 +169,8 @@ class Jobs:
             await self.prepare_database()
         except (StartupError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             logger.warning("the database cannot be prepared yet: %s", error)
+            if not isinstance(error, DatabaseUnreachableError):
+                self._lifecycle.note_refusal()
         else:
             if self._lifecycle.database_trouble is None:
                 logger.info("the database is prepared")

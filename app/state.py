@@ -47,6 +47,11 @@ class Lifecycle:
         else:
             self.job_troubles[code] = keep_since(Reason(code=code, detail=detail), self.job_troubles.get(code))
 
+    def note_refusal(self) -> None:
+        """Note that PostgreSQL was reached, but cannot be used as it is."""
+        detail = "PostgreSQL was reached and cannot be used as it is; the server's log says why"
+        self.database_trouble = keep_since(Reason(code="database_unprepared", detail=detail), self.database_trouble)
+
     def note_schema(self, schema: SchemaState) -> None:
         """Note the state of the database's schema."""
         if schema != "behind":

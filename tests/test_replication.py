@@ -1,7 +1,6 @@
 """What replication, restores and switchovers do to the tables: each has a key, one row where one is meant."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -11,17 +10,17 @@ import asyncpg
 import httpx2
 import pytest
 
-from app.database.embedded_home import find_wheel
 from app.database.pool import open_pool
 from app.prediction_log.partitions import drop_old_partitions
 from app.quality.label_queries import fetch_history
 from app.quality.labels import sweep_pending, take_labels
 from app.quality.ledger import rebuild_day
-from tests.conftest import POSTGRES_BIN, execute
+from tests.conftest import execute
 from tests.support.answers import label, predict
 from tests.support.jobs import WINDOWS, open_jobs
 from tests.support.ledger import assert_exact
-from tests.support.processes import WAIT_SECONDS, wait_until
+from tests.support.processes import wait_until
+from tests.support.programs import run_postgres
 from tests.support.records import count_rows, make_label, make_record, register_demo, store
 from tests.test_schema import run_alembic
 
@@ -69,21 +68,6 @@ async def test_everything_works_while_all_tables_are_published(
     await assert_exact(connection)
 
 
-async def run_program(name: str, *arguments: str) -> str:
-    """Run a program of PostgreSQL; return what it wrote to stderr."""
-    binaries = Path(POSTGRES_BIN) if POSTGRES_BIN else find_wheel()
-    process = await asyncio.create_subprocess_exec(
-        str(binaries / name),
-        *arguments,
-        env={**os.environ, "LC_ALL": "C"},
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(WAIT_SECONDS):
-        _, output = await process.communicate()
-    return output.decode()
-
-
 async def test_tables_of_one_row_keep_one_row_when_data_alone_are_restored(
     database_url: str, empty_database_url: str, connection: asyncpg.Connection, tmp_path: Path
 ) -> None:
@@ -97,8 +81,8 @@ async def test_tables_of_one_row_keep_one_row_when_data_alone_are_restored(
     await restored.execute("SELECT make_prediction_partitions($1::date, $1::date)", day)
     dump = str(tmp_path / "dump")
 
-    dumped = await run_program("pg_dump", "--data-only", "--format=custom", f"--file={dump}", database_url)
-    output = await run_program(
+    _, dumped = await run_postgres("pg_dump", "--data-only", "--format=custom", f"--file={dump}", database_url)
+    _, output = await run_postgres(
         "pg_restore", "--data-only", "--disable-triggers", f"--dbname={empty_database_url}", dump
     )
 

@@ -6,6 +6,7 @@ from typing import Literal
 from asyncpg import InterfaceError
 from asyncpg import exceptions as pg
 
+from app.database.connecting import EncodingError
 from app.errors import Reason
 
 FailureKind = Literal["transient", "configuration", "partition", "poison"]
@@ -18,6 +19,7 @@ CONFIGURATION = (
     pg.PLPGSQLError,
     pg.CardinalityViolationError,  # class 21: a table of one row has two
     pg.FeatureNotSupportedError,
+    EncodingError,
 )
 """The schema, the grants or a trigger is wrong: no row is at fault, and only a person can correct it."""
 
