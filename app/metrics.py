@@ -276,7 +276,8 @@ MODEL_QUALITY_STATE = Gauge(
 )
 MODEL_F1_OBJECTIVE = OptionalGauge("model_f1_objective", "F1_OBJECTIVE; no sample: it is not set")
 LEDGER_MISMATCH = OptionalGauge(
-    "model_quality_ledger_mismatch_rows", "Rows by which the ledger differed from the log at the last check; 0: exact"
+    "model_quality_ledger_mismatch_rows",
+    "Rows by which the ledger differed from the log at the last check; 0: exact; no sample: it took too long",
 )
 QUALITY_LAST_SUCCESS = Gauge(
     "model_quality_last_success_timestamp_seconds", "When the exported quality results were computed, by any replica"

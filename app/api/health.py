@@ -1,5 +1,6 @@
 """GET /health, /health/live, /health/ready, /metrics: for probes, load balancers and Prometheus."""
 
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 import msgspec
@@ -102,6 +103,9 @@ def _find_troubles(state: State) -> list[Reason]:
         reasons.append(trouble)
     if state.reloader.trouble is not None:
         reasons.append(state.reloader.trouble)
+    if stale := state.scoreboard.find_trouble(datetime.now(UTC)):
+        reasons.append(stale)
+    reasons += state.lifecycle.job_troubles.values()
     return reasons + find_model_troubles(state.repository)
 
 
