@@ -102,8 +102,8 @@ INPUTS = {
     "eight rows": ([declare("x", 8, 3)], "export with a free first dimension"),
     "vector of one row": ([declare("x", 3)], "export with a free first dimension"),
     "free width": ([declare("x", None, None)], 'add metadata "feature_names"'),
-    "two free widths": ([declare("x", None, None), declare("z", None, None)], 'add metadata "feature_names"'),
-    "equal names": ([declare("x", None, 2), declare("x_1", None, 1)], "two with the same name"),
+    "two free widths": ([declare("x", None, None), declare("z", None, None)], "export with a fixed number of features"),
+    "equal names": ([declare("x", None, 2), declare("x_1", None, 1)], "two features with the same name"),
     "no width": ([declare("x", None, 0)], "there are no features"),
     "none": ([], "there are no features"),
 }
@@ -237,9 +237,7 @@ def test_start_is_refused_when_weights_are_in_another_file_though_it_is_there(
     monkeypatch.chdir(tmp_path)  # where onnxruntime looks unless told otherwise
     spelt = location.format(absolute=tmp_path / "weights.bin", directory=tmp_path.name)
 
-    assert "its weights are in another file: save it as one" in read_refusal(
-        tmp_path / "models", build_external(place, spelt)
-    )
+    assert "its weights are in another file" in read_refusal(tmp_path / "models", build_external(place, spelt))
 
 
 LONG, NUL = "a" * 201, "a\0b"
@@ -264,8 +262,8 @@ METADATA: dict[str, tuple[int, dict[str, str], str]] = {
     "feature_names: no JSON": (3, {"feature_names": "a,b,c"}, '"feature_names" is not JSON'),
     "feature_names: too few": (3, {"feature_names": '["a", "b"]'}, "2 names for 3 features"),
     "feature_names: too many": (3, {"feature_names": '["a", "b", "c", "d"]'}, "4 names for 3 features"),
-    "feature_names: none": (3, {"feature_names": "[]"}, "there are no features"),
-    "feature_names: twice the same": (3, {"feature_names": '["a", "b", "a"]'}, "two with the same name"),
+    "feature_names: none": (3, {"feature_names": "[]"}, "0 names for 3 features"),
+    "feature_names: twice the same": (3, {"feature_names": '["a", "b", "a"]'}, "two features with the same name"),
     "feature_names: NUL": (3, {"feature_names": json.dumps(["a", "b", NUL])}, "not a JSON array"),
     "feature_names: too long": (3, {"feature_names": json.dumps(["a", "b", LONG])}, "texts up to 200"),
     "positive_class: unknown": (2, {"positive_class": "2"}, "the classes are [0, 1]"),

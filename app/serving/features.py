@@ -141,8 +141,10 @@ def read_inputs(
     names = [str(name) for name in read_names(metadata, "feature_names")] if "feature_names" in metadata else None
     widths = _read_widths(tensors, names)
     names = names if names is not None else _name_features(tensors, widths)
-    if not names or len(set(names)) < len(names):
-        raise StartupError('there are no features, or two with the same name: name each in metadata "feature_names"')
+    if not widths or min(widths) < 1:
+        raise StartupError(f"there are no features: inputs are {show(tensors)}")
+    if len(set(names)) < len(names):
+        raise StartupError('there are two features with the same name: name each in metadata "feature_names"')
     if len(names) != sum(widths):
         raise StartupError(f'metadata "feature_names" has {len(names)} names for {sum(widths)} features')
     inputs, start = [], 0
@@ -174,7 +176,9 @@ def _read_widths(tensors: Sequence[Tensor], names: Sequence[str] | None) -> list
     """Return the number of features of each input; one input of unknown width gets the names that are left over."""
     widths = [1 if len(tensor.shape) == 1 else tensor.shape[1] for tensor in tensors]
     known = [width for width in widths if isinstance(width, int)]
-    if len(known) < len(widths) - 1 or (len(known) < len(widths) and names is None):
+    if len(known) < len(widths) - 1:
+        raise StartupError(f"inputs are {show(tensors)}: export with a fixed number of features in all but one of them")
+    if len(known) < len(widths) and names is None:
         raise StartupError('the number of features is not in the graph: add metadata "feature_names"')
     left = len(names or []) - sum(known)
     return [width if isinstance(width, int) else left for width in widths]
