@@ -46,6 +46,12 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         help="predict the positive class from this score on",
     )
     pack.add_argument("--missing-values", choices=["allowed", "refused"], help="allowed: null becomes NaN")
+    pack.add_argument(
+        "--missing-text", metavar="TEXT", help="what a missing text becomes, such as nan; null is allowed"
+    )
+    pack.add_argument(
+        "--probability-output", metavar="NAME", help="of several outputs, the one that has the probabilities"
+    )
     pack.add_argument("--output-kind", choices=["probabilities", "logits"], help="what the graph returns")
     pack.add_argument("--example", metavar="JSON", help="a row that the model accepts, as array or object")
     pack.add_argument("--training-f1", type=at_least(0, float, at_most=1), help="F1 on held-out rows")
@@ -69,6 +75,8 @@ class Packing:
     positive_class: str | None = None
     decision_threshold: float | None = None
     missing_values: str | None = None
+    missing_text: str | None = None
+    probability_output: str | None = None
     output_kind: str | None = None
     example: str | None = None
     training_f1: float | None = None
@@ -81,6 +89,8 @@ class Packing:
             "positive_class": None if self.positive_class is None else json.dumps(self.positive_class),
             "decision_threshold": None if self.decision_threshold is None else repr(self.decision_threshold),
             "missing_values": self.missing_values,
+            "missing_text": self.missing_text,
+            "probability_output": self.probability_output,
             "output": self.output_kind,
             "example": self.example,
             "training_f1": None if self.training_f1 is None else repr(self.training_f1),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from app import metrics
 from app.errors import StartupError
+from app.serving.adapted_session import AdaptedSession
 from app.serving.features import Tensor, Value, make_arrays
 from app.serving.formats import name_foreign_format
 from app.serving.graph import read_facts
@@ -57,6 +58,7 @@ class Model:
         self.loaded_at = datetime.now(UTC)
         self._session = _open_session(content)
         self.metadata, self.signature = _read_signature(self._session, content)
+        self._session = _adapt(self._session, self.signature)
         self._rule = decision_rule(self.signature)
         self._index_of = {name: index for index, name in enumerate(self.signature.classes)}
         self._inputs = [one.name for one in self.signature.inputs]
@@ -194,6 +196,14 @@ def _open_session(content: bytes) -> Any:
         hint = name_foreign_format(content) or find_hint(error)
         reason = f"onnxruntime cannot load it: {tell_reason(error)}"
         raise StartupError(f"{reason}; {hint}" if hint else reason) from error
+
+
+def _adapt(session: Any, signature: Signature) -> Any:
+    """Return the session, adapted if its outputs are not as the rest expects them."""
+    is_half = any(output.type == "tensor(float16)" for output in session.get_outputs())
+    if not signature.probability_columns and not is_half:
+        return session
+    return AdaptedSession(session, signature.probability_output, signature.probability_columns)
 
 
 def _read_signature(session: Any, content: bytes) -> tuple[Metadata, Signature]:

@@ -1,27 +1,34 @@
 """Join weights that are kept in files beside an ONNX file into the one file that the server reads.
 
 PyTorch's exporter and `mlflow.onnx.save_model` put large tensors into files of their own.
-Field numbers: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 """
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from app.errors import StartupError
-from app.serving.graph import (
+from app.serving.onnx_fields import (
+    ATTRIBUTE_GRAPH,
+    ATTRIBUTE_GRAPHS,
+    ATTRIBUTE_TENSOR,
+    ATTRIBUTE_TENSORS,
     ENTRY_KEY,
     ENTRY_VALUE,
+    FUNCTION_NODE,
     GRAPH_INITIALIZER,
     GRAPH_NODE,
+    GRAPH_SPARSE_INITIALIZER,
+    MODEL_FUNCTION,
     MODEL_GRAPH,
     NODE_ATTRIBUTE,
+    SPARSE_INDICES,
+    SPARSE_VALUES,
+    TENSOR_DATA_LOCATION,
+    TENSOR_EXTERNAL_DATA,
+    TENSOR_RAW_DATA,
 )
 from app.serving.protobuf import encode_field, read_fields, read_integers, read_messages, read_texts
 
-MODEL_FUNCTION, FUNCTION_NODE, GRAPH_SPARSE_INITIALIZER = 25, 7, 15
-ATTRIBUTE_TENSOR, ATTRIBUTE_GRAPH, ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS = 5, 6, 10, 11
-SPARSE_VALUES, SPARSE_INDICES = 1, 2
-TENSOR_RAW_DATA, TENSOR_EXTERNAL_DATA, TENSOR_DATA_LOCATION = 9, 13, 14
 EXTERNAL = 1
 
 Change = Callable[[memoryview], bytes]
