@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 
 from app import metrics
 from app.errors import InvalidRequestError, ModelOutputError, Reason, StartupError, keep_since
+from app.serving.adapted_session import AdaptedSession
 from app.serving.features import Tensor, Value, make_arrays
+from app.serving.formats import name_foreign_format
 from app.serving.graph import GraphFacts, read_facts
 from app.serving.metadata import Metadata
 from app.serving.probabilities import Float32, read_probabilities
-from app.serving.probe import Probe, first_line
+from app.serving.probe import Probe
+from app.serving.refusals import find_hint, tell_reason
 from app.serving.row_mixing import find_row_mixing
 from app.serving.signature import Signature, decision_rule, read_signature
 
@@ -58,6 +61,7 @@ class Model:
         self.loaded_at = datetime.now(UTC)
         self._session = _open_session(content)
         self.metadata, declared, graph = _read_signature(self._session, content)
+        self._session = _adapt(self._session, declared)
         self._inputs = [one.name for one in declared.inputs]
         self._outputs = [name for name in (declared.probability_output, declared.label_output) if name is not None]
         self._run_options = _make_quiet_options()
@@ -164,7 +168,7 @@ class Model:
         try:
             self._score(make_arrays(self.signature.inputs, rows))
         except InvalidRequestError as error:
-            raise StartupError(f"a run on {len(rows)} rows failed: {first_line(error.__cause__ or error)}") from error
+            raise StartupError(f"a run on {len(rows)} rows failed: {tell_reason(error.__cause__ or error)}") from error
         return time.perf_counter() - started
 
 
@@ -192,9 +196,17 @@ def _open_session(content: bytes) -> Any:
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no narrower common class
-        is_split = "external" in str(error).lower() or NO_FOLDER in str(error)
-        hint = "; its weights are in another file: save it as one" if is_split else ""
-        raise StartupError(f"onnxruntime cannot load it: {first_line(error)}{hint}") from error
+        hint = name_foreign_format(content) or find_hint(error)
+        reason = f"onnxruntime cannot load it: {tell_reason(error)}"
+        raise StartupError(f"{reason}; {hint}" if hint else reason) from error
+
+
+def _adapt(session: Any, signature: Signature) -> Any:
+    """Return the session, adapted if its outputs are not as the rest expects them."""
+    is_half = any(output.type == "tensor(float16)" for output in session.get_outputs())
+    if not signature.probability_columns and not is_half:
+        return session
+    return AdaptedSession(session, signature.probability_output, signature.probability_columns)
 
 
 def _read_signature(session: Any, content: bytes) -> tuple[Metadata, Signature, GraphFacts]:

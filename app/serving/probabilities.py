@@ -42,8 +42,8 @@ def turn_into_probabilities(answer: NDArray[Any], signature: Signature) -> Float
         answer = np.hstack([np.zeros_like(answer) if signature.are_logits else 1 - answer, answer])
     if signature.are_logits:
         answer = compute_softmax(answer)
-    if signature.columns is not None:
-        answer = answer[:, signature.columns]
+    if signature.class_columns is not None:
+        answer = answer[:, signature.class_columns]
     return answer.astype(np.float32, copy=False)
 
 

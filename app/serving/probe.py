@@ -25,6 +25,7 @@ from app.serving.probabilities import (
     turn_into_probabilities,
 )
 from app.serving.probe_rows import RowMaker
+from app.serving.refusals import find_hint, tell_reason
 from app.serving.signature import Signature, decision_rule
 
 Rows = Sequence[Sequence[Value]]
@@ -68,18 +69,26 @@ class Probe:
 
     def choose_example(self) -> Sequence[Value]:
         """Return the first example whose probabilities are finite, else the first that can be scored."""
-        answers, errors = [], []
+        answers: list[tuple[Float32, Sequence[Value]]] = []
+        errors: list[InvalidRequestError] = []
         for example in self.signature.examples:
             try:
                 answers.append((self._read(self._score_together([example])), example))
             except InvalidRequestError as error:
-                errors.append(first_line(error.__cause__ or error))
+                errors.append(error)
         if not answers:
+            first = errors[0].__cause__ or errors[0]
             raise StartupError(
-                f"a run on 1 row(s) such as {list(self.signature.examples[0])} failed: {errors[0]}; "
-                'if the model accepts other rows, add one of them as metadata "example"'
+                f"a run on 1 row(s) such as {list(self.signature.examples[0])} failed: {tell_reason(first)}; "
+                f"{find_hint(first) or self._advise_run()}"
             )
         return next((example for answer, example in answers if np.isfinite(answer).all()), answers[0][1])
+
+    def _advise_run(self) -> str:
+        """Return what helps when no example row can be scored and the error itself does not tell."""
+        if "example" in self._metadata:
+            return 'the metadata "example" must be a row that the model accepts'
+        return 'if the model accepts other rows, add one of them as metadata "example"'
 
     def examine(self, example: Sequence[Value], row_mixing: str | None) -> Signature:
         """Try the model on rows around the example. Raises StartupError when its values are no probabilities."""
@@ -160,7 +169,7 @@ class Probe:
             calm = self._score_together([*usual.rows, *[usual.rows[0]] * len(others)])
             mixed = self._score_together([*usual.rows, *others])
         except InvalidRequestError as error:
-            return f"a run of several rows fails: {first_line(error.__cause__ or error)}"
+            return f"a run of several rows fails: {tell_reason(error.__cause__ or error)}"
         # Rows at the same places of batches of the same size are computed alike, to the last bit.
         is_same = np.array_equal(calm.values[:count], mixed.values[:count], equal_nan=True)
         if not is_same or calm.labels[:count] != mixed.labels[:count]:
@@ -235,8 +244,3 @@ The second output of a classifier counts as made by None.
 def _shorten(row: Sequence[Value]) -> str:
     shown = ", ".join(repr(value) for value in row[:5])
     return f"[{shown}, ...]" if len(row) > 5 else f"[{shown}]"
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.serving.features import Feature, Value
-from app.serving.graph import Names
+from app.serving.name_tables import Names
 from app.serving.signature import Signature
 
 SEED = 20_231

@@ -1,16 +1,19 @@
-"""Find the operators of a graph through which a row's answer depends on the other rows of the run.
-
-Field numbers: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
-"""
+"""Find the operators of a graph through which a row's answer depends on the other rows of the run."""
 
 from collections.abc import Iterator
 
+from app.serving.onnx_fields import (
+    ATTRIBUTE_GRAPH,
+    ATTRIBUTE_INT,
+    ATTRIBUTE_NAME,
+    FUNCTION_NODE,
+    GRAPH_NODE,
+    MODEL_FUNCTION,
+    MODEL_GRAPH,
+    NODE_ATTRIBUTE,
+    NODE_OPERATOR,
+)
 from app.serving.protobuf import read_integers, read_messages, read_texts
-
-MODEL_GRAPH, MODEL_FUNCTIONS = 7, 25
-GRAPH_NODE, FUNCTION_NODE = 1, 7
-NODE_OPERATOR, NODE_ATTRIBUTE = 4, 5
-ATTRIBUTE_NAME, ATTRIBUTE_INT, ATTRIBUTE_GRAPH = 1, 3, 6
 
 BODIES = frozenset({b"then_branch", b"else_branch", b"body"})
 """Attributes in which If, Loop and Scan keep graphs."""
@@ -31,7 +34,7 @@ def find_row_mixing(model: bytes) -> str | None:
         for node in _list_nodes(graph, GRAPH_NODE):
             if reason := _describe_mixing(node):
                 return reason
-    for function in read_messages(message, MODEL_FUNCTIONS):
+    for function in read_messages(message, MODEL_FUNCTION):
         for node in _list_nodes(function, FUNCTION_NODE):
             if reason := _describe_mixing(node):
                 return reason
