@@ -186,6 +186,24 @@ def build_linear(classes: Classes) -> bytes:
     return build_graph([node], outputs, [declare("x", None, 2)])
 
 
+HUGE = 1e12
+"""A feature above this makes a `build_breaking` model answer values that are no probabilities; no load tries that."""
+
+
+def build_breaking(**metadata: str) -> bytes:
+    """Build a model of two features that answers equal shares, but 2 and 2 when a feature is huge."""
+    nodes = [
+        helper.make_node("Constant", [], ["huge"], value_float=HUGE),
+        helper.make_node("Constant", [], ["shares"], value_floats=[0.5, 0.5]),
+        helper.make_node("Constant", [], ["twos"], value_floats=[2.0, 2.0]),
+        helper.make_node("ReduceMax", ["x"], ["largest"], axes=[1], keepdims=1),
+        helper.make_node("Greater", ["largest", "huge"], ["is_huge"]),
+        helper.make_node("Where", ["is_huge", "twos", "shares"], ["p"]),
+    ]
+    metadata = {"classes": "[0, 1]"} | metadata
+    return build_graph(nodes, [declare("p", None, 2)], [declare("x", None, 2)], **metadata)
+
+
 def build_imputing(**metadata: str) -> bytes:
     """Build a model of three classes that takes NaN for 0.25 and answers the features otherwise."""
     nodes = [
