@@ -1,6 +1,5 @@
 """GET /health, /health/live, /health/ready, /metrics: for probes, load balancers and Prometheus."""
 
-from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 import msgspec
@@ -78,7 +77,9 @@ async def get_readiness(request: Request) -> Response:
 )
 async def expose_metrics(request: Request) -> Response:
     """Answer in the Prometheus text format, or in OpenMetrics if `Accept` asks for it."""
-    get_state(request.scope).log.export()
+    state = get_state(request.scope)
+    state.log.export()
+    state.clock.export()
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encode(REGISTRY), headers={"Content-Type": content_type})
 
@@ -104,8 +105,7 @@ def _find_troubles(state: State) -> list[Reason]:
         reasons.append(trouble)
     if state.reloader.trouble is not None:
         reasons.append(state.reloader.trouble)
-    if stale := state.scoreboard.find_trouble(datetime.now(UTC)):
-        reasons.append(stale)
+    reasons += [found for found in (state.scoreboard.find_trouble(), state.clock.find_trouble()) if found]
     reasons += state.lifecycle.job_troubles.values()
     return reasons + find_model_troubles(state.repository)
 
