@@ -203,8 +203,9 @@ async def attempt(what: str, work: Work, failures: Counter | None = None) -> Exc
 def schedule_jobs(jobs: Jobs, look_for_models: Work, f1_interval: timedelta) -> list[ScheduledJob]:
     """Return each job with its interval and the delay of its first run.
 
-    Labels are swept a quarter of an interval before each refresh but the first. So a label that came before its row is
-    counted within five quarters of an interval after the row is stored, and a slow sweep does not delay a refresh.
+    Labels are swept a quarter of an interval before each refresh but the first, so a slow sweep does not delay a
+    refresh. A label that came before its row is counted within five quarters of an interval after its next try. The
+    pause between two tries is half the label's age, at most an hour: a label that has waited long is counted later.
     """
     return [
         ScheduledJob(jobs.refresh_quality, f1_interval),

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 STOP_SECONDS = 5.0
 """For running jobs to end when the server stops; then they are cancelled and their transactions rolled back."""
 
-LOOK_SECONDS = 1.0
+STEP_LOOK_SECONDS = 1.0
 """Interval of comparing the wall clock with the monotonic one: a job is late by at most this after a step."""
 
 EARLY_SHARE, EARLY_SECONDS = 0.25, 1.0
@@ -99,7 +99,7 @@ async def _watch_wall_clock(scheduler: AsyncIOScheduler) -> None:
     """Time all jobs again whenever the wall clock was set: APScheduler would wait for a time that is far away."""
     before = time.time() - time.monotonic()
     while True:
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(STEP_LOOK_SECONDS)
         offset = time.time() - time.monotonic()
         step, before = offset - before, offset
         if abs(step) < STEP_SECONDS:

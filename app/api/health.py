@@ -4,11 +4,10 @@ from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
-from prometheus_client import REGISTRY
-from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app import metrics
 from app.errors import Reason
 from app.serving.repository import ModelRepository
 from app.state import State, get_state
@@ -80,8 +79,8 @@ async def expose_metrics(request: Request) -> Response:
     state = get_state(request.scope)
     state.log.export()
     state.clock.export()
-    encode, content_type = choose_encoder(request.headers.get("accept", ""))
-    return Response(encode(REGISTRY), headers={"Content-Type": content_type})
+    content, content_type = metrics.expose(request.headers.get("accept", ""))
+    return Response(content, headers={"Content-Type": content_type})
 
 
 def find_refusals(state: State) -> list[Reason]:
