@@ -24,6 +24,7 @@ NUMBER_DATATYPES = INTEGER_DATATYPES | {"FP16", "BF16", "FP32", "FP64"}
 ACCEPTED: Mapping[str, frozenset[str]] = {
     "FP32": NUMBER_DATATYPES,
     "FP64": NUMBER_DATATYPES,
+    "FP16": NUMBER_DATATYPES,
     "INT64": INTEGER_DATATYPES,
     "INT32": INTEGER_DATATYPES,
     "BOOL": frozenset({"BOOL"}),
@@ -54,7 +55,7 @@ def list_inputs(signature: Signature) -> list[TensorSpec]:
 
 def list_outputs(signature: Signature) -> list[TensorSpec]:
     """Return the outputs of an answer: label and probabilities; the label also if the graph has no such output."""
-    probabilities = signature.probability_output
+    probabilities = _name_probabilities(signature)
     datatype = "INT64" if isinstance(signature.classes[0], int) else "BYTES"
     name = signature.label_output or ("predicted_label" if probabilities == "label" else "label")
     outputs = [
@@ -62,6 +63,14 @@ def list_outputs(signature: Signature) -> list[TensorSpec]:
         TensorSpec(probabilities, "FP32", len(signature.classes), is_vector=False),
     ]
     return outputs if signature.label_output else outputs[::-1]
+
+
+def _name_probabilities(signature: Signature) -> str:
+    """Return the name of the output with the probabilities: the graph's, unless that promises logits."""
+    name = signature.probability_output
+    if not signature.are_logits and "logit" not in name.lower():
+        return name
+    return "class_probabilities" if signature.label_output == "probabilities" else "probabilities"
 
 
 def read_feature_rows(request: InferRequest, signature: Signature, limit: int) -> list[list[Value]]:
@@ -132,7 +141,7 @@ def make_outputs(predictions: Sequence[Prediction], signature: Signature) -> dic
     is_integer = isinstance(signature.classes[0], int)
     labels = np.array([one.prediction for one in predictions], dtype=np.int64 if is_integer else object)
     chances = np.array([list(one.probabilities.values()) for one in predictions], dtype=np.float32)
-    arrays = {signature.probability_output: chances}
+    arrays = {_name_probabilities(signature): chances}
     return {
         spec.name: NamedTensor(spec.name, spec.datatype, arrays.get(spec.name, labels))
         for spec in list_outputs(signature)
