@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.api.predict_batch import Prediction
-from app.api.predict_rows import read_features
+from app.api.predict_rows import describe_row_limit, read_features
 from app.errors import MalformedBodyError
 from app.open_inference.tensors import NamedTensor
 from app.open_inference.wire import InferRequest
@@ -86,6 +86,8 @@ def read_feature_rows(request: InferRequest, signature: Signature, limit: int) -
         raise MalformedBodyError("the inputs have different numbers of rows")
     if count > limit:
         raise MalformedBodyError(f"{count} rows, allowed are up to {limit}")
+    if count > signature.max_rows:
+        raise MalformedBodyError(describe_row_limit(count, signature))
     parts = [_list_values(array) for array in arrays]
     rows = [list(chain.from_iterable(row)) for row in zip(*parts, strict=True)]
     return read_features(rows, signature, lambda: [f"/rows/{row}" for row in range(count)])
