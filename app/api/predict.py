@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.predict_batch import Answer, OnAnswer, Prediction, Predictions, PredictJob, answer_error, settle_future
-from app.api.predict_rows import read_features
+from app.api.predict_rows import describe_row_limit, read_features
 from app.api.predict_schemas import describe_predict_body
 from app.errors import Fault, invalid
 from app.prediction_log.record import TEXT_LIMIT, is_storable
@@ -86,7 +86,10 @@ def _read_job(
     asked = _decode_predict(body)
     rows = _list_rows(asked, state.max_batch_rows)
     served = state.repository.get(asked.model, None if asked.version is None else str(asked.version))
-    values = read_features(rows, served.model.signature, lambda: _list_pointers(asked))
+    signature = served.model.signature
+    if len(rows) > signature.max_rows:
+        raise invalid(Fault("/instances", "batch_size", describe_row_limit(len(rows), signature)))
+    values = read_features(rows, signature, lambda: _list_pointers(asked))
     many = not isinstance(asked.instances, UnsetType)
     return served, PredictJob(values, _list_external_ids(asked), request_id, many, on_answer)
 
