@@ -59,7 +59,7 @@ class Shipper:
 
     async def run(self) -> None:
         """Ship until cancelled, beginning with the rows of earlier runs."""
-        recovered_rows = await asyncio.to_thread(self._spool.count_older_rows)
+        recovered_rows = await self._spool.call(self._spool.count_older_rows)
         if recovered_rows:
             logger.info("the spool has %d rows of earlier runs, which are shipped again", recovered_rows)
         while True:
@@ -78,7 +78,7 @@ class Shipper:
         """Ship one chunk and return its number of rows; without a chunk, wait a while and return 0."""
         await self._watch_cluster()
         self._spool.grown.clear()
-        chunk = await asyncio.to_thread(self._reader.read)
+        chunk = await self._spool.call(self._reader.read)
         if chunk is None:
             await self._idle()
         else:
@@ -126,11 +126,11 @@ class Shipper:
 
     async def _keep_dead(self, frame: Frame, error: InsertError) -> None:
         name = _name_dead(frame.payload)
-        is_new = not await asyncio.to_thread((self._spool.directory / "dead" / name).exists)
+        is_new = not await self._spool.call((self._spool.directory / "dead" / name).exists)
         attempt = 0
         while True:
             try:
-                await asyncio.to_thread(self._spool.put_aside, "dead", name, frame.payload)
+                await self._spool.call(self._spool.put_aside, "dead", name, frame.payload)
             except OSError as refusal:
                 attempt += 1
                 logger.warning("a row that PostgreSQL refuses cannot be written to dead/%s: %s", name, refusal)
