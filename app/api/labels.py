@@ -1,6 +1,6 @@
 """POST /labels: the steps of a label, from the body to the counts, which are answered after COMMIT."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, get_args
 
@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from app.api.label_schemas import describe_label_bodies
 from app.database.pool import borrow_connection
+from app.database.queries import read_time
 from app.errors import Fault, invalid
 from app.prediction_log.record import TEXT_LIMIT, is_storable
 from app.quality.labels import Label, Outcome, take_labels
@@ -23,7 +24,7 @@ from app.web.operation import Operation
 MEDIA_TYPES = (b"application/json", b"application/x-ndjson")
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
-"""How far ahead of the server's clock a label's `observed_at` may be."""
+"""How far ahead of the database's clock a label's `observed_at` may be."""
 
 
 class LabelBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -43,7 +44,7 @@ class LabelBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     observed_at: Annotated[
         Annotated[datetime, Meta(tz=True)] | None,
         Meta(
-            description="When the class was observed: the newest label counts; null: when the server receives it",
+            description="When the class was observed: the newest counts; null: when it is received",
             examples=["2026-01-01T00:00:00Z"],
         ),
     ] = None
@@ -89,9 +90,10 @@ async def post_labels(request: Request) -> Response:
     state = get_state(request.scope)
     body = await read_body(request.scope, request.receive, state.max_body_bytes, MEDIA_TYPES)
     decode = _decode_lines if get_media_type(request.scope) == b"application/x-ndjson" else _decode_document
-    labels = await run_sized(body, _check_labels, decode, body, state.max_batch_rows, datetime.now(UTC))
+    labels = await run_sized(body, _check_labels, decode, body, state.max_batch_rows, state.clock.now())
     async with borrow_connection(state.pool) as connection:
-        counts = await take_labels(connection, labels)
+        now = await read_time(connection)
+        counts = await take_labels(connection, await run_sized(body, _date_labels, labels, now))
     return answer_json(LabelCounts(received=len(labels), **{outcome: counts[outcome] for outcome in get_args(Outcome)}))
 
 
@@ -135,6 +137,18 @@ def _check_labels(
     if not 1 <= len(labels) <= limit:
         raise invalid(Fault("", "batch_size", f"{len(labels)} labels, allowed are 1 to {limit}"))
     return labels
+
+
+def _date_labels(labels: Sequence[Label], now: datetime) -> list[Label]:
+    """Date labels by the database's clock, which all replicas share; without a time they were observed `now`."""
+    return [
+        msgspec.structs.replace(
+            label,
+            observed_at=now if label.observed_at == label.received_at else label.observed_at,
+            received_at=now,
+        )
+        for label in labels
+    ]
 
 
 def find_label_faults(given: LabelBody, now: datetime) -> Iterator[tuple[str, str, str]]:
