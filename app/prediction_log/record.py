@@ -13,7 +13,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TEXT_LIMIT = 200
 """Most characters of an external id: enough for any key, and small in the index."""
 
-FeatureValues = Mapping[str, bool | int | float | str | None]
+FeatureValue = bool | int | float | str | None
+FeatureValues = Mapping[str, FeatureValue | list[FeatureValue]]
 """{name of the feature: value}; a missing number is None."""
 
 

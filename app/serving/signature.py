@@ -43,6 +43,8 @@ class Signature:
 
     max_rows: int = field(init=False)
     """The most rows of one request, which MAX_BATCH_VALUES allows."""
+    has_sequences: bool = field(init=False)
+    """Whether rows have tokens, as many as there are: rows of different lengths are not one run."""
     row_values: int = field(init=False)
     """The number of values that a row costs time and memory for: its features and its probabilities."""
 
@@ -50,6 +52,7 @@ class Signature:
         object.__setattr__(self, "class_texts", tuple(str(name) for name in self.classes))
         object.__setattr__(self, "feature_names", tuple(feature.name for feature in self.features))
         object.__setattr__(self, "feature_set", frozenset(self.feature_names))
+        object.__setattr__(self, "has_sequences", any(one.is_sequence for one in self.inputs))
         widths = len(self.features), len(self.classes)
         object.__setattr__(self, "max_rows", max(1, MAX_BATCH_VALUES // max(widths)))
         object.__setattr__(self, "row_values", sum(widths))
