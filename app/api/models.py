@@ -181,7 +181,7 @@ def _describe_served(served: ServedModel, state: State) -> ServedVersion:
         state="serving",
         default=state.repository.find_default(model.name) is served,
         pinned=record is not None and record.is_pinned,
-        trouble=None if record is None else record.trouble,
+        trouble=next(iter(record.list_troubles()), None) if record is not None else None,
         sha256=model.sha256,
         loaded_at=model.loaded_at,
         inputs=[InputFeature(feature.name, feature.kind) for feature in signature.features],
@@ -189,7 +189,10 @@ def _describe_served(served: ServedModel, state: State) -> ServedVersion:
         classes=signature.classes,
         positive_class=None if signature.positive_index is None else signature.classes[signature.positive_index],
         decision=decision_rule(signature),
+        label_doubt=signature.label_doubt,
         decision_threshold=signature.decision_threshold,
+        batching="on" if signature.batching_doubt is None else "off",
+        batching_doubt=signature.batching_doubt,
         training_f1=signature.training_f1,
     )
 

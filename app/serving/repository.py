@@ -64,6 +64,11 @@ class VersionRecord:
         """Whether it is not served because an operator has unloaded it, or because something is wrong with it."""
         return self.served is None and (self.is_unloaded or self.trouble is not None)
 
+    def list_troubles(self) -> list[Reason]:
+        """Return what is wrong with its file, and with what the served model answers."""
+        of_model = None if self.served is None else self.served.model.trouble
+        return [trouble for trouble in (self.trouble, of_model) if trouble is not None]
+
     def find_new_file(self, now: float) -> Stamp | None:
         """Return the file to try to serve: it was the same when MODEL_DIR was read twice, and its try is due."""
         is_due = self.file != self.file_tried or (self.retry_at is not None and now >= self.retry_at)
