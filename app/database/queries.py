@@ -6,6 +6,12 @@ from asyncpg.pool import PoolConnectionProxy
 Connection = asyncpg.Connection | PoolConnectionProxy
 """A single connection, or one from a pool."""
 
+
+def read_count(status: str) -> int:
+    """Return the number of rows in the status of a statement, such as `INSERT 0 5`."""
+    return int(status.rpartition(" ")[2])
+
+
 SCHEMA_REVISION_TABLE = "SELECT to_regclass('alembic_version') IS NOT NULL"
 SCHEMA_REVISION = "SELECT version_num FROM alembic_version"
 
