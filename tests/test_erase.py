@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 from rich.console import Console
 
-from app.commands.erase import EraseCommandError, Wanted, erase
+from app.commands.erase import EraseCommandError
 from app.commands.spool import drain_spool
 from app.database.pool import open_pool
 from app.prediction_log import shipper as shipper_module
@@ -30,6 +30,7 @@ from app.spool.journal import Journal, open_journal
 from app.spool.segment import encode_frame
 from app.spool.spool import Spool, open_spool
 from app.tasks import own_task
+from tests.conftest import OpenClient
 from tests.support.erasing import (
     BLANK,
     SECRETS,
@@ -38,6 +39,7 @@ from tests.support.erasing import (
     find_in_tables,
     make_secret,
     read_spooled_rows,
+    run_erase,
 )
 from tests.support.ledger import assert_exact
 from tests.support.processes import wait_until
@@ -82,14 +84,6 @@ async def append(journal: Journal, *records: Record) -> None:
     """Append one frame."""
     (rows,) = encode_records(records)
     await journal.append(encode_frame(rows.payload, rows.count), rows.count)
-
-
-async def run_erase(url: str, key: str | UUID, *, wait: float = 60, lost: tuple[UUID, ...] = ()) -> tuple[int, str]:
-    """Run the command; return its status and what it printed."""
-    external_id, prediction_id = (key, None) if isinstance(key, str) else (None, key)
-    output = io.StringIO()
-    status = await erase(url, Wanted(external_id, prediction_id, wait, lost), Console(file=output, width=200))
-    return status, output.getvalue()
 
 
 async def has_shipped(spool: Spool) -> bool:
@@ -330,3 +324,25 @@ async def _closing(connection: asyncpg.Connection) -> AsyncIterator[None]:
         yield
     finally:
         await connection.close()
+
+
+async def test_a_row_of_the_log_says_that_it_was_erased(open_client: OpenClient, database_url: str) -> None:
+    async with open_client() as client:
+        body = {"features": [1.5, 2.3, 3.1, 4.2, 5.0], "external_id": "secret-key"}
+        answer = (await client.post("/predict", json=body)).json()
+        kept = (await client.get(f"/predictions/{answer['prediction_id']}")).json()
+        await client.post("/labels", json={"prediction_id": answer["prediction_id"], "label": 1})
+
+        await run_erase(database_url, "secret-key")
+
+        erased = (await client.get(f"/predictions/{answer['prediction_id']}")).json()
+        under_key = (await client.get("/predictions", params={"external_id": "secret-key"})).json()
+        (listed,) = (await client.get("/predictions")).json()["predictions"]
+
+    assert (kept["erased_at"], kept["external_id"]) == (None, "secret-key")
+    assert datetime.fromisoformat(erased["erased_at"]) <= datetime.now(UTC)
+    blank: dict[str, object] = {"features": {}, "external_id": None, "request_id": None, "label_history": []}
+    assert erased == {**kept, **blank, "erased_at": erased["erased_at"], "label": erased["label"]}
+    assert erased["label"]["label"] == 1
+    assert under_key["predictions"] == []
+    assert listed == {name: value for name, value in erased.items() if name != "label_history"}

@@ -1,12 +1,15 @@
 """Where values of rows can be found: in every table by SELECT, and in the bytes of every file of a spool."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from uuid import UUID
 
 import asyncpg
 import msgspec
+from rich.console import Console
 
+from app.commands.erase import Wanted, erase
 from app.prediction_log.record import Record
 from app.spool.segment import read_frames
 from tests.support.records import make_record
@@ -63,3 +66,11 @@ async def fetch_row(connection: asyncpg.Connection, prediction_id: UUID) -> dict
 
 BLANK = {"features": "{}", "external_id": None, "request_id": None}
 """An erased row, in those columns."""
+
+
+async def run_erase(url: str, key: str | UUID, *, wait: float = 60, lost: tuple[UUID, ...] = ()) -> tuple[int, str]:
+    """Run the command; return its status and what it printed."""
+    external_id, prediction_id = (key, None) if isinstance(key, str) else (None, key)
+    output = io.StringIO()
+    status = await erase(url, Wanted(external_id, prediction_id, wait, lost), Console(file=output, width=200))
+    return status, output.getvalue()
