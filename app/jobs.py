@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import get_args
@@ -14,9 +14,16 @@ from prometheus_client import Counter
 
 from app import metrics
 from app.database.migrate import prepare_schema
-from app.database.pool import ConnectionFailure, borrow_connection, check_server, describe_connection_error
+from app.database.pool import (
+    ConnectionFailure,
+    DatabaseUnreachableError,
+    borrow_connection,
+    check_server,
+    describe_connection_error,
+)
 from app.errors import StartupError, UnavailableError
 from app.measures.measure import QualityState
+from app.prediction_log.failures import explain_job_failure
 from app.prediction_log.partitions import drop_old_partitions, make_partitions_ahead
 from app.quality.labels import sweep_pending
 from app.quality.queries import fetch_results, read_check
@@ -108,35 +115,51 @@ class Jobs:
 
     async def sweep_labels(self) -> None:
         """Apply labels that came before their prediction was stored, and drop those that have waited too long."""
-        with survive("pending labels could not be applied", metrics.LABEL_SWEEP_FAILURES):
-            async with self._pool.acquire(timeout=5) as connection:
-                await sweep_pending(connection)
+        error = await attempt("pending labels could not be applied", self._sweep, metrics.LABEL_SWEEP_FAILURES)
+        self._note_job("label_job_failed", "labels that came before their prediction are not applied", error)
+
+    async def _sweep(self) -> None:
+        async with self._pool.acquire(timeout=5) as connection:
+            await sweep_pending(connection)
 
     async def refresh_quality(self) -> None:
         """Compute the results unless another replica does; export the stored results, or the last ones read."""
-        with survive("the quality job failed", metrics.QUALITY_FAILURES):
-            loaded = {(served.model.name, served.model.version) for served in self._repository.all()}
-            async with self._pool.acquire(timeout=5) as connection:
-                versions = [KnownVersion(*row) for row in await fetch_versions(connection)]
-            await refresh_results(self._pool, self._settings.quality, versions, loaded, self._settings.f1_interval / 2)
-        with survive("the quality results could not be read, the last known ones are kept", metrics.QUALITY_FAILURES):
-            await self._read_results()
+        failed = await attempt("the quality job failed", self._compute_results)
+        unread = await attempt("the quality results could not be read, the last known are kept", self._read_results)
+        if error := failed or unread:
+            metrics.QUALITY_FAILURES.inc()
+        self._note_job("quality_job_failed", "the quality numbers are not computed", error)
         _export_results(self._scoreboard, self._settings.quality.objective)
+
+    async def _compute_results(self) -> None:
+        loaded = {(served.model.name, served.model.version) for served in self._repository.all()}
+        async with self._pool.acquire(timeout=5) as connection:
+            versions = [KnownVersion(*row) for row in await fetch_versions(connection)]
+        await refresh_results(self._pool, self._settings.quality, versions, loaded, self._settings.f1_interval / 2)
 
     async def _read_results(self) -> None:
         async with self._pool.acquire(timeout=5) as connection:
             results = await fetch_results(connection, self._settings.quality.window_names)
             _, mismatch = await read_check(connection)
         # Nothing waits between here and the export: GET /quality and the gauges always show the same results.
-        self._scoreboard.results, metrics.LEDGER_MISMATCH.value = results, mismatch
+        self._scoreboard.note_results(results)
+        metrics.LEDGER_MISMATCH.value = mismatch
 
     async def keep_partitions(self) -> None:
         """Make partitions for the coming days and drop old ones; the log makes a missing partition itself."""
-        with survive("partitions could not be made ahead, or old ones not dropped", metrics.PARTITION_FAILURES):
-            made = await make_partitions_ahead(self._pool, timeout=5)
-            dropped = await drop_old_partitions(self._pool, self._settings.retention_days, timeout=5)
-            if made or dropped:
-                logger.info("made %d partitions, dropped %d", made, dropped)
+        what = "partitions could not be made ahead, or old ones not dropped"
+        error = await attempt(what, self._make_and_drop_partitions, metrics.PARTITION_FAILURES)
+        self._note_job("partition_job_failed", what, error)
+
+    async def _make_and_drop_partitions(self) -> None:
+        made = await make_partitions_ahead(self._pool, timeout=5)
+        dropped = await drop_old_partitions(self._pool, self._settings.retention_days, timeout=5)
+        if made or dropped:
+            logger.info("made %d partitions, dropped %d", made, dropped)
+
+    def _note_job(self, code: str, what: str, error: Exception | None) -> None:
+        """Note for /health that a job failed, or that it succeeded."""
+        self._lifecycle.note_job(code, None if error is None else f"{what}: {explain_job_failure(error)}")
 
     async def watch_database(self) -> None:
         """Prepare the database if it was unreachable at the start, or if its schema was behind."""
@@ -146,25 +169,31 @@ class Jobs:
             await self.prepare_database()
         except (StartupError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             logger.warning("the database cannot be prepared yet: %s", error)
+            if not isinstance(error, DatabaseUnreachableError):
+                self._lifecycle.note_refusal()
         else:
             if self._lifecycle.database_trouble is None:
                 logger.info("the database is prepared")
 
 
-@contextmanager
-def survive(what: str, failures: Counter) -> Iterator[None]:
-    """Count a failure and carry on: log one line for a PostgreSQL error, a traceback for a bug."""
-    try:
-        yield
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        failures.inc()
-        logger.warning("%s: %s: %s", what, type(error).__name__, error)
-    except Exception:
-        failures.inc()
-        logger.exception("%s", what)
-
-
 Work = Callable[[], Awaitable[None]]
+
+
+async def attempt(what: str, work: Work, failures: Counter | None = None) -> Exception | None:
+    """Do work; count a failure and return it. Log one line for a PostgreSQL error, a traceback for a bug."""
+    try:
+        await work()
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        logger.warning("%s: %s: %s", what, type(error).__name__, error)
+        failure: Exception = error
+    except Exception as error:
+        logger.exception("%s", what)
+        failure = error
+    else:
+        return None
+    if failures is not None:
+        failures.inc()
+    return failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +208,9 @@ class ScheduledJob:
 def schedule_jobs(jobs: Jobs, look_for_models: Work, f1_interval: timedelta) -> list[ScheduledJob]:
     """Return each job with its interval and the delay of its first run.
 
-    Labels are swept a quarter of an interval before each refresh but the first. So a label that came before its row is
-    counted within five quarters of an interval after the row is stored, and a slow sweep does not delay a refresh.
+    Labels are swept a quarter of an interval before each refresh but the first, so a slow sweep does not delay a
+    refresh. A label that came before its row is counted within five quarters of an interval after its next try. The
+    pause between two tries is half the label's age, at most an hour: a label that has waited long is counted later.
     """
     return [
         ScheduledJob(jobs.refresh_quality, f1_interval),

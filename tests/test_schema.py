@@ -70,7 +70,7 @@ async def test_schema_is_the_same_after_it_was_taken_down(empty_database_url: st
     second_up = await run_alembic(empty_database_url, "upgrade", "head")
 
     assert [status for status, _ in (first_up, down, second_up)] == [0, 0, 0]
-    assert {name for name, *_ in left if not str(name).startswith("alembic_version")} == set()
+    assert {name for name, *_ in left if not str(name).startswith("scorekeeper_version")} == set()
     assert await read_schema(empty_database_url) == made
 
 
@@ -134,7 +134,7 @@ def test_head_revision_is_the_one_of_alembic() -> None:
 @pytest.mark.parametrize(("revision", "state"), [("0000", "behind"), ("9999", "ahead")])
 async def test_schema_state_compares_revisions(connection: asyncpg.Connection, revision: str, state: str) -> None:
     before = await read_schema_state(connection)
-    await connection.execute("UPDATE alembic_version SET version_num = $1", revision)
+    await connection.execute("UPDATE scorekeeper_version SET version_num = $1", revision)
 
     assert before == "current"
     assert await read_schema_state(connection) == state

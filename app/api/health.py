@@ -1,14 +1,14 @@
 """GET /health, /health/live, /health/ready, /metrics: for probes, load balancers and Prometheus."""
 
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
-from prometheus_client import REGISTRY
-from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app import metrics
 from app.errors import Reason
 from app.serving.repository import ModelRepository
 from app.state import State, get_state
@@ -78,8 +78,8 @@ async def get_readiness(request: Request) -> Response:
 async def expose_metrics(request: Request) -> Response:
     """Answer in the Prometheus text format, or in OpenMetrics if `Accept` asks for it."""
     get_state(request.scope).log.export()
-    encode, content_type = choose_encoder(request.headers.get("accept", ""))
-    return Response(encode(REGISTRY), headers={"Content-Type": content_type})
+    content, content_type = metrics.expose(request.headers.get("accept", ""))
+    return Response(content, headers={"Content-Type": content_type})
 
 
 def find_refusals(state: State) -> list[Reason]:
@@ -103,6 +103,9 @@ def _find_troubles(state: State) -> list[Reason]:
         reasons.append(trouble)
     if state.reloader.trouble is not None:
         reasons.append(state.reloader.trouble)
+    if stale := state.scoreboard.find_trouble(datetime.now(UTC)):
+        reasons.append(stale)
+    reasons += state.lifecycle.job_troubles.values()
     return reasons + find_model_troubles(state.repository)
 
 

@@ -51,18 +51,26 @@ def predict(headers: Headers, body: bytes, state: State, request_id: str, on_ans
     rows -> `on_answer`. Return the job, so that it can be abandoned when its client goes; None: there is no job (yet).
     """
     if len(body) < LARGE_BODY_BYTES:
-        return _submit(partial(_read_job, headers, body, state, request_id, on_answer), state, request_id, on_answer)
+        return _submit(_read_job, headers, body, state, request_id, on_answer)
     # A large body takes more than a millisecond to read: a thread does it, not the event loop.
     reading = state.loop.run_in_executor(None, _read_job, headers, body, state, request_id, on_answer)
-    reading.add_done_callback(lambda _: _submit(reading.result, state, request_id, on_answer))
+    reading.add_done_callback(
+        lambda _: _submit(lambda *_: reading.result(), headers, body, state, request_id, on_answer)
+    )
     return None
 
 
 def _submit(
-    read: Callable[[], tuple[ServedModel, PredictJob]], state: State, request_id: str, on_answer: OnAnswer
+    read: Callable[[Headers, bytes, State, str, OnAnswer], tuple[ServedModel, PredictJob]],
+    headers: Headers,
+    body: bytes,
+    state: State,
+    request_id: str,
+    on_answer: OnAnswer,
 ) -> PredictJob | None:
+    """Read the request's job and give it to the batcher of its model; answer the error if one of them fails."""
     try:
-        served, job = read()
+        served, job = read(headers, body, state, request_id, on_answer)
         served.batcher.submit(job)
     except Exception as error:  # a fault of the request, or a bug, which `answer_error` logs
         state.loop.call_soon(on_answer, answer_error(error, request_id))

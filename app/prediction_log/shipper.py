@@ -165,6 +165,8 @@ class Shipper:
         except InsertError as error:
             logger.debug("the timeline of PostgreSQL cannot be read: %s", error)
             return
+        if cluster is None:
+            return
         if self._cluster not in (None, cluster):
             logger.warning("PostgreSQL is now %s, it was %s: shipping all kept rows again", cluster, self._cluster)
             self._reader.rewind()
