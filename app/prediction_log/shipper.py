@@ -14,6 +14,7 @@ import msgspec
 
 from app import metrics
 from app.errors import Reason, keep_since
+from app.prediction_log.eraser import Eraser
 from app.prediction_log.failures import explain_failure
 from app.prediction_log.inserter import Inserter, InsertError, wait_to_retry
 from app.prediction_log.record import RowDate
@@ -42,9 +43,10 @@ WATCH_SECONDS = 2.0
 class Shipper:
     """Ships a spool. `trouble` and `error` say why the last attempt failed; they are None after a successful one."""
 
-    def __init__(self, spool: Spool, inserter: Inserter) -> None:
+    def __init__(self, spool: Spool, inserter: Inserter, eraser: Eraser) -> None:
         self._spool = spool
         self._inserter = inserter
+        self._eraser = eraser
         self._reader = SpoolReader(spool)
         self._lagging_since: float | None = None
         self._cluster: str | None = None
@@ -77,6 +79,7 @@ class Shipper:
     async def _ship_next(self) -> int:
         """Ship one chunk and return its number of rows; without a chunk, wait a while and return 0."""
         await self._watch_cluster()
+        await self._eraser.work()
         self._spool.grown.clear()
         chunk = await self._spool.call(self._reader.read)
         if chunk is None:

@@ -104,7 +104,7 @@ class Journal:
     async def _commit(self, group: list[Entry[Frames]]) -> None:
         if group:
             await self._write_group(group)
-        if time.monotonic() >= self._next_check:
+        if time.monotonic() >= self._next_check or self._spool.is_rotation_wanted:
             await self.check()
 
     async def _write_group(self, group: list[Entry[Frames]]) -> None:
@@ -177,7 +177,8 @@ class Journal:
         is_open = self._descriptor is not None
         if is_open and self._spool.segments[-1].readable_end == HEADER_BYTES:
             return None
-        if is_open and self.refusal is None and time.monotonic() - self._began_at < SEGMENT_SECONDS:
+        is_young = time.monotonic() - self._began_at < SEGMENT_SECONDS and not self._spool.is_rotation_wanted
+        if is_open and self.refusal is None and is_young:
             return None
         try:
             await self._rotate()

@@ -61,6 +61,10 @@ class Spool:
     lock: int | None = None
     grown: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when there is more to read."""
+    is_rotation_wanted: bool = False
+    """True makes the writer begin a segment soon, so that the open one can be rewritten."""
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a segment was begun."""
     _last_sequence: int = -1
     _threads: Executor = field(default_factory=lambda: ThreadPoolExecutor(SPOOL_THREADS, "spool"))
 
@@ -93,10 +97,13 @@ class Spool:
             before.is_open = False
         self.segments.append(Segment(sequence, path, HEADER_BYTES, HEADER_BYTES, is_open=True))
         self._last_sequence = sequence
+        self.begun.set()
         return descriptor
 
     async def remove(self, segment: Segment) -> None:
-        """Remove a segment that is completely stored or put aside; when it raises OSError, the segment stays."""
+        """Remove a segment that is completely stored or put aside, later if it is held; after OSError it stays."""
+        if segment.is_held:
+            return
         place = self.segments.index(segment)
         del self.segments[place]  # first, so that nothing reads it while it is removed
         try:
@@ -121,10 +128,14 @@ class Spool:
 
     def count_aside(self, folder: AsideFolder) -> int:
         """Count the files that were put aside."""
+        return len(self.list_aside(folder))
+
+    def list_aside(self, folder: AsideFolder) -> list[Path]:
+        """List the files that were put aside."""
         try:
-            return len(self.disk.list_names(self.directory / folder))
+            return [self.directory / folder / name for name in self.disk.list_names(self.directory / folder)]
         except FileNotFoundError:
-            return 0
+            return []
 
     def _count_rows(self, segment: Segment) -> int:
         rows, at = 0, HEADER_BYTES
