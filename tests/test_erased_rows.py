@@ -27,7 +27,11 @@ NASTY = [
 
 def make_secret(**changes: object) -> Record:
     """Make a row whose values can be recognized in bytes."""
-    values = {"features": {"name": "secret-feature", "n": 1.55}, "external_id": "secret-key", "request_id": "secret-request"}
+    values = {
+        "features": {"name": "secret-feature", "n": 1.55},
+        "external_id": "secret-key",
+        "request_id": "secret-request",
+    }
     return msgspec.structs.replace(make_record(), **{**values, **changes})
 
 
