@@ -37,6 +37,10 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     role: str = "live"
 
 
+ERASED_VALUES = {"features": "'{}'::jsonb", "external_id": "NULL", "request_id": "NULL"}
+"""What an erased row has, in SQL, in the columns that can tell who it is about."""
+
+
 class Rows(msgspec.Struct, frozen=True, gc=False):
     """Encoded records: `payload` has `count` JSON objects joined by commas, for the spool and for PostgreSQL."""
 

@@ -93,8 +93,10 @@ class Feature:
         element = self.type
         if type(value) not in element.python_types:
             if value is not None:
-                return "wrong_type", f"expected {element.kind}"
-            return None if self.missing_allowed else ("missing_value", "this model does not take missing values")
+                return "wrong_type", self._describe_allowed()
+            return (
+                None if self.missing_allowed else ("missing_value", f"null is not allowed, {self._describe_allowed()}")
+            )
         if value is None or isinstance(value, bool):
             return None
         if isinstance(value, str | list):
@@ -102,7 +104,15 @@ class Feature:
         if not element.low <= value <= element.high:
             return "out_of_range", f"the number does not fit in {element.dtype.__name__}"
         is_fraction = element.kind == "integer" and isinstance(value, float) and not value.is_integer()
-        return ("wrong_type", "expected integer") if is_fraction else None
+        return ("wrong_type", self._describe_allowed()) if is_fraction else None
+
+    def _describe_allowed(self) -> str:
+        """Say what is allowed, with an example."""
+        missing = " or null" if self.missing_allowed else ""
+        return f"expected {self.kind}{missing}, for example {KIND_EXAMPLES[self.kind]}"
+
+
+KIND_EXAMPLES: dict[FeatureKind, str] = {"number": "1.5", "integer": "3", "text": '"abc"', "boolean": "true"}
 
 
 def _find_text_fault(value: str) -> tuple[str, str] | None:
