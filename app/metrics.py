@@ -174,6 +174,10 @@ ACCESS_LOG_DROPPED = Counter(
 )
 
 
+CLOCK_SKEW = OptionalGauge(
+    "clock_skew_seconds", "How far this server's clock is ahead of the database's; no sample: it was never read"
+)
+
 PREDICTIONS = QuickCounter(
     "predictions", "Answered predictions by predicted class", ["model", "model_version", "class"]
 )
@@ -203,6 +207,11 @@ INFERENCE_BATCH_ROWS = Histogram(
     "Rows scored by one onnxruntime run",
     ["model", "model_version"],
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, 16384),
+)
+MODEL_OUTPUT_REFUSED = Counter(
+    "model_output_refused_rows_total",
+    "Rows whose request was answered 503 because the model's output for them was not probabilities of its classes",
+    ["model", "model_version"],
 )
 OPEN_INFERENCE_SECONDS = Summary(
     "open_inference_request_seconds",

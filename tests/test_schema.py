@@ -1,8 +1,6 @@
 """Alembic as an operator runs it: up, down, up again, several at a time, with a wrong address."""
 
 import asyncio
-import os
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,7 +14,8 @@ from app.errors import StartupError
 from app.quality.labels import take_labels
 from tests.conftest import execute
 from tests.support.ledger import assert_exact, read_ledger
-from tests.support.processes import ROOT, WAIT_SECONDS, find_free_port
+from tests.support.processes import ROOT, find_free_port
+from tests.support.programs import run_alembic
 from tests.support.records import make_label, make_record, register_demo, store
 
 SCHEMA = """
@@ -34,21 +33,6 @@ SELECT conname, 'constraint', NULL, pg_get_constraintdef(oid), NULL, NULL FROM p
 WHERE connamespace = 'public'::regnamespace
 ORDER BY 1, 2, 3
 """
-
-
-async def run_alembic(url: str, *arguments: str, cwd: Path = ROOT) -> tuple[int, str]:
-    """Run Alembic on a database to its end; return its status and what it wrote to stderr."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "alembic", "-c", str(ROOT / "alembic.ini"), *arguments),
-        env={**os.environ, "DATABASE_URL": url},
-        cwd=cwd,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(WAIT_SECONDS):
-        _, output = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, output.decode()
 
 
 async def read_schema(url: str) -> list[tuple[object, ...]]:

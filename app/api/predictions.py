@@ -101,7 +101,7 @@ class StoredPrediction(msgspec.Struct):
             examples=[{"car_value": 1.5, "loan_length": 3.1}],
             extra_json_schema={
                 "type": "object",
-                "additionalProperties": {"type": ["boolean", "number", "string", "null"]},
+                "additionalProperties": {"type": ["boolean", "number", "string", "array", "null"]},
             },
         ),
     ]

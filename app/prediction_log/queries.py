@@ -96,6 +96,15 @@ async def make_partitions(connection: Connection, first_day: date, last_day: dat
     return made
 
 
+READ_DAY = "SELECT (now() AT TIME ZONE 'UTC')::date"
+
+
+async def read_day(connection: Connection) -> date:
+    """Return the database's day (UTC)."""
+    day: date = await connection.fetchval(READ_DAY)
+    return day
+
+
 DROP_OLDEST_PARTITIONS = "SELECT drop_oldest_prediction_partitions($1::date)"
 
 

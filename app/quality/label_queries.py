@@ -58,9 +58,15 @@ ON CONFLICT (prediction_id) DO UPDATE SET label = excluded.label, observed_at = 
 WHERE excluded.observed_at > l.observed_at
     OR (excluded.observed_at = l.observed_at AND excluded.received_at >= l.received_at
         AND excluded.label IS DISTINCT FROM l.label)
+    OR (excluded.observed_at = excluded.received_at AND l.observed_at = l.received_at
+        AND l.received_at > clock_timestamp() AND excluded.label IS DISTINCT FROM l.label)
 RETURNING prediction_id, label, previous_label, revision
 """
-"""In the update, `l` is the row after it was locked, so `previous_label` is right with concurrent writers too."""
+"""In the update, `l` is the row after it was locked, so `previous_label` is right with concurrent writers too.
+
+Of two labels that were dated when they were received, the later arrival wins also when another clock dated the first
+one in the future.
+"""
 
 
 async def upsert_labels(
