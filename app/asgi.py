@@ -18,11 +18,11 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app import metrics
 from app.api import health as ops
-from app.api import labels, models, pages, predict, predictions, quality
+from app.api import labels, models, pages, predict, predictions, quality, runbook
 from app.api.predict_batch import make_batcher
 from app.database.pool import DatabaseUnreachableError, open_database_url, open_pool
 from app.errors import ScorekeeperError, StartupError
-from app.jobs import STALE_INTERVALS, Jobs, JobSettings, open_scheduler, schedule_jobs
+from app.jobs import STALE_INTERVALS, Jobs, JobSettings, schedule_jobs
 from app.logs import AccessLog, configure_logging, open_access_log
 from app.open_inference.routes import OPEN_INFERENCE_ROUTES
 from app.openapi import document as openapi
@@ -30,6 +30,7 @@ from app.prediction_log.failures import FailureKind
 from app.prediction_log.log import open_log
 from app.quality.labels import Outcome
 from app.quality.refresh import QualitySettings
+from app.scheduling import open_scheduler
 from app.serving.batching import open_executor
 from app.serving.loading import load_models
 from app.serving.pins import read_pins
@@ -66,6 +67,8 @@ ROUTES = [
     Route("/", pages.get_model_page),
     Route("/docs", pages.get_docs_page),
     Route("/page/{file}", pages.get_part),
+    Route("/runbook/", runbook.get_runbook),
+    Route("/runbook/{page}", runbook.get_runbook_page),
 ]
 
 LOG_CONNECTIONS, REQUEST_CONNECTIONS = 2, 8

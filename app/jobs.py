@@ -1,15 +1,12 @@
-"""The jobs, and when the scheduler runs them. A job counts its own failures: APScheduler only logs them."""
+"""The jobs, and when they run. A job counts its own failures: APScheduler only logs them."""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import get_args
 
 import asyncpg
-from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from prometheus_client import Counter
 
 from app import metrics
@@ -28,7 +25,9 @@ from app.prediction_log.partitions import drop_old_partitions, make_partitions_a
 from app.quality.labels import sweep_pending
 from app.quality.queries import fetch_results, read_check
 from app.quality.refresh import KnownVersion, QualitySettings, refresh_results
+from app.scheduling import ScheduledJob, Work
 from app.serving.model import Model
+from app.serving.ordering import version_order
 from app.serving.queries import fetch_versions, register_version
 from app.serving.repository import ModelRepository
 from app.state import Lifecycle, Scoreboard
@@ -53,8 +52,8 @@ MODEL_INTERVAL = timedelta(seconds=2)
 REGISTER_SECONDS = 5.0
 """To register a version in PostgreSQL; if it takes longer, the version is served first and registered later."""
 
-STOP_SECONDS = 5.0
-"""For running jobs to end when the server stops; then they are cancelled and their transactions rolled back."""
+CLOCK_INTERVAL = timedelta(seconds=5)
+"""Between two readings of the database's clock, which cost a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +95,7 @@ class Jobs:
         except ConnectionFailure as error:
             raise StartupError(describe_connection_error(self._url, error)) from error
         self._lifecycle.note_schema(schema)
+        await self.read_clock()
 
     async def register_model(self, model: Model) -> bool:
         """Register a version; return False if it is registered with other classes. Raises UnavailableError."""
@@ -141,6 +141,7 @@ class Jobs:
         async with self._pool.acquire(timeout=5) as connection:
             results = await fetch_results(connection, self._settings.quality.window_names)
             _, mismatch = await read_check(connection)
+        results.sort(key=lambda result: (result.model_name, version_order(result.model_version)))
         # Nothing waits between here and the export: GET /quality and the gauges always show the same results.
         self._scoreboard.note_results(results)
         metrics.LEDGER_MISMATCH.value = mismatch
@@ -161,6 +162,14 @@ class Jobs:
         """Note for /health that a job failed, or that it succeeded."""
         self._lifecycle.note_job(code, None if error is None else f"{what}: {explain_job_failure(error)}")
 
+    async def read_clock(self) -> None:
+        """Read the database's clock; while that fails, the monotonic clock tells its time."""
+        try:
+            async with self._pool.acquire(timeout=5) as connection:
+                await self._scoreboard.clock.read(connection)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            logger.debug("the database's clock cannot be read: %s", error)
+
     async def watch_database(self) -> None:
         """Prepare the database if it was unreachable at the start, or if its schema was behind."""
         if self._lifecycle.database_trouble is None:
@@ -174,9 +183,6 @@ class Jobs:
         else:
             if self._lifecycle.database_trouble is None:
                 logger.info("the database is prepared")
-
-
-Work = Callable[[], Awaitable[None]]
 
 
 async def attempt(what: str, work: Work, failures: Counter | None = None) -> Exception | None:
@@ -196,15 +202,6 @@ async def attempt(what: str, work: Work, failures: Counter | None = None) -> Exc
     return failure
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledJob:
-    """Work to do once per `interval`, for the first time `delay` after the start."""
-
-    work: Work
-    interval: timedelta
-    delay: timedelta = timedelta(0)
-
-
 def schedule_jobs(jobs: Jobs, look_for_models: Work, f1_interval: timedelta) -> list[ScheduledJob]:
     """Return each job with its interval and the delay of its first run.
 
@@ -217,37 +214,9 @@ def schedule_jobs(jobs: Jobs, look_for_models: Work, f1_interval: timedelta) -> 
         ScheduledJob(jobs.sweep_labels, f1_interval, delay=f1_interval * 3 / 4),
         ScheduledJob(jobs.keep_partitions, PARTITION_INTERVAL),
         ScheduledJob(jobs.watch_database, DATABASE_INTERVAL),
+        ScheduledJob(jobs.read_clock, CLOCK_INTERVAL),
         ScheduledJob(look_for_models, MODEL_INTERVAL),
     ]
-
-
-@asynccontextmanager
-async def open_scheduler(schedule: Sequence[ScheduledJob], stop_seconds: float = STOP_SECONDS) -> AsyncIterator[None]:
-    """Run jobs until exit, each at most once at a time. Exit waits for running jobs, then cancels them."""
-    scheduler = AsyncIOScheduler(timezone=UTC, job_defaults={"coalesce": True, "misfire_grace_time": None})
-    running: set[asyncio.Task[None]] = set()
-
-    async def run(work: Work) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        running.add(task)
-        try:
-            await work()
-        finally:
-            running.discard(task)
-
-    started_at = datetime.now(UTC)
-    for job in schedule:
-        seconds, first = job.interval.total_seconds(), started_at + job.delay
-        scheduler.add_job(run, "interval", args=(job.work,), seconds=seconds, next_run_time=first)
-    scheduler.start()
-    try:
-        yield
-    finally:
-        scheduler.pause()
-        if running:
-            await asyncio.wait(running, timeout=stop_seconds)
-        scheduler.shutdown(wait=False)
 
 
 def _export_results(scoreboard: Scoreboard, objective: float | None) -> None:
@@ -255,7 +224,6 @@ def _export_results(scoreboard: Scoreboard, objective: float | None) -> None:
     for gauge in (*metrics.MODEL_MEASURES.values(), metrics.MODEL_QUALITY_STATE):
         gauge.clear()
     metrics.MODEL_F1_OBJECTIVE.value = objective
-    now = datetime.now(UTC)
     for result in scoreboard.results:
         if result.role != "live":
             continue
@@ -265,6 +233,6 @@ def _export_results(scoreboard: Scoreboard, objective: float | None) -> None:
             if value is not None:
                 gauge.labels(*names).set(value)
         for state in STATES:
-            metrics.MODEL_QUALITY_STATE.labels(*names, state).set(state == scoreboard.find_state(result, now))
+            metrics.MODEL_QUALITY_STATE.labels(*names, state).set(state == scoreboard.find_state(result))
     if scoreboard.results:
         metrics.QUALITY_LAST_SUCCESS.set(max(result.computed_at for result in scoreboard.results).timestamp())

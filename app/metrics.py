@@ -174,6 +174,10 @@ ACCESS_LOG_DROPPED = Counter(
 )
 
 
+CLOCK_SKEW = OptionalGauge(
+    "clock_skew_seconds", "How far this server's clock is ahead of the database's; no sample: it was never read"
+)
+
 PREDICTIONS = QuickCounter(
     "predictions", "Answered predictions by predicted class", ["model", "model_version", "class"]
 )

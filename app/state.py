@@ -4,11 +4,12 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import asyncpg
 from starlette.types import Scope
 
+from app.database.clock import DatabaseClock
 from app.database.migrate import SchemaState
 from app.errors import Reason, keep_since
 from app.prediction_log.log import PredictionLog
@@ -67,19 +68,21 @@ class Scoreboard:
 
     stale_after: timedelta
     results: Sequence[QualityResult] = ()
+    clock: DatabaseClock = field(default_factory=DatabaseClock)
+    """By which results are dated, and so by which they are stale."""
     _read_at: float = field(default_factory=time.monotonic)
 
     def note_results(self, results: Sequence[QualityResult]) -> None:
         """Show these results, which have just been read."""
         self.results, self._read_at = results, time.monotonic()
 
-    def find_state(self, result: QualityResult, now: datetime) -> str:
+    def find_state(self, result: QualityResult) -> str:
         """Return the result's state, or `stale` when the result is older than `stale_after`."""
-        return "stale" if now - result.computed_at > self.stale_after else result.measures.state
+        return "stale" if self.clock.now() - result.computed_at > self.stale_after else result.measures.state
 
-    def find_trouble(self, now: datetime) -> Reason | None:
+    def find_trouble(self) -> Reason | None:
         """Return that the newest results are old, or that none could be read for as long: no replica's job works."""
-        age = timedelta(seconds=time.monotonic() - self._read_at)
+        now, age = self.clock.now(), timedelta(seconds=time.monotonic() - self._read_at)
         if self.results:
             age = max(age, now - max(result.computed_at for result in self.results))
         if age <= self.stale_after:
@@ -106,6 +109,11 @@ class State:
     max_batch_rows: int
     quality: QualitySettings
     scoreboard: Scoreboard
+
+    @property
+    def clock(self) -> DatabaseClock:
+        """The database's clock."""
+        return self.scoreboard.clock
 
 
 def get_state(scope: Scope) -> State:

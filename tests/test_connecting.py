@@ -20,9 +20,8 @@ from app.errors import StartupError
 from app.prediction_log.inserter import Inserter, InsertError
 from app.quality.labels import take_labels
 from tests.conftest import OpenClient, execute, with_database
-from tests.support.programs import run_postgres
+from tests.support.programs import run_alembic, run_postgres
 from tests.support.records import count_rows, make_label, make_record, register_demo, store
-from tests.test_schema import run_alembic
 
 PARAMETERS = [
     "connect_timeout=10",

@@ -268,7 +268,7 @@ METADATA: dict[str, tuple[int, dict[str, str], str]] = {
     "example: no JSON": (2, {"example": "1, 2"}, '"example" is not JSON'),
     "example: too short": (2, {"example": "[1]"}, "neither a JSON array of 2 values"),
     "example: wrong type": (2, {"example": '[1, "2"]'}, "feature 'f1': expected number"),
-    "example: no such names": (2, {"example": '{"a": 1}'}, "feature 'f0': this model does not take missing values"),
+    "example: no such names": (2, {"example": '{"a": 1}'}, "feature 'f0': null is not allowed, expected number"),
     "example: NaN": (2, {"example": "[1, NaN]"}, "feature 'f1': the number does not fit"),
     "training_f1: infinite": (2, {"training_f1": "inf"}, "not a finite number"),
 }

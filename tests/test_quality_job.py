@@ -399,7 +399,7 @@ async def test_health_says_that_no_replica_computes_the_numbers(
 async def test_hanging_job_is_trouble_when_no_results_were_ever_read() -> None:
     scoreboard = Scoreboard(timedelta(0))
 
-    trouble = scoreboard.find_trouble(datetime.now(UTC))
+    trouble = scoreboard.find_trouble()
 
     assert trouble is not None
     assert trouble.code == "quality_stale"

@@ -20,9 +20,8 @@ from tests.support.answers import label, predict
 from tests.support.jobs import WINDOWS, open_jobs
 from tests.support.ledger import assert_exact
 from tests.support.processes import wait_until
-from tests.support.programs import run_postgres
+from tests.support.programs import run_alembic, run_postgres
 from tests.support.records import count_rows, make_label, make_record, register_demo, store
-from tests.test_schema import run_alembic
 
 TABLES_WITHOUT_KEY = """
 SELECT c.relname FROM pg_class c

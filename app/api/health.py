@@ -1,6 +1,5 @@
 """GET /health, /health/live, /health/ready, /metrics: for probes, load balancers and Prometheus."""
 
-from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 import msgspec
@@ -77,7 +76,9 @@ async def get_readiness(request: Request) -> Response:
 )
 async def expose_metrics(request: Request) -> Response:
     """Answer in the Prometheus text format, or in OpenMetrics if `Accept` asks for it."""
-    get_state(request.scope).log.export()
+    state = get_state(request.scope)
+    state.log.export()
+    state.clock.export()
     content, content_type = metrics.expose(request.headers.get("accept", ""))
     return Response(content, headers={"Content-Type": content_type})
 
@@ -103,8 +104,7 @@ def _find_troubles(state: State) -> list[Reason]:
         reasons.append(trouble)
     if state.reloader.trouble is not None:
         reasons.append(state.reloader.trouble)
-    if stale := state.scoreboard.find_trouble(datetime.now(UTC)):
-        reasons.append(stale)
+    reasons += [found for found in (state.scoreboard.find_trouble(), state.clock.find_trouble()) if found]
     reasons += state.lifecycle.job_troubles.values()
     return reasons + find_model_troubles(state.repository)
 

@@ -1,6 +1,6 @@
 """POST /labels: the steps of a label, from the body to the counts, which are answered after COMMIT."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, get_args
 
@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from app.api.label_schemas import describe_label_bodies
 from app.database.pool import borrow_connection
+from app.database.queries import read_time
 from app.errors import Fault, invalid
 from app.prediction_log.record import TEXT_LIMIT, is_storable
 from app.quality.labels import Label, Outcome, take_labels
@@ -23,7 +24,7 @@ from app.web.operation import Operation
 MEDIA_TYPES = (b"application/json", b"application/x-ndjson")
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
-"""How far ahead of the server's clock a label's `observed_at` may be."""
+"""How far ahead of the database's clock a label's `observed_at` may be."""
 
 
 class LabelBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -43,7 +44,7 @@ class LabelBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     observed_at: Annotated[
         Annotated[datetime, Meta(tz=True)] | None,
         Meta(
-            description="When the class was observed: the newest label counts; null: when the server receives it",
+            description="When the class was observed: the newest counts; null: when it is received",
             examples=["2026-01-01T00:00:00Z"],
         ),
     ] = None
@@ -75,6 +76,8 @@ class LabelCounts(msgspec.Struct):
 DOCUMENT_DECODER = msgspec.json.Decoder(LabelsBody)
 LINE_DECODER = msgspec.json.Decoder(LabelBody)
 
+LABEL_EXAMPLE = '{"external_id": "order-1", "label": 1}'
+
 
 @Operation(
     id="label",
@@ -89,15 +92,16 @@ async def post_labels(request: Request) -> Response:
     state = get_state(request.scope)
     body = await read_body(request.scope, request.receive, state.max_body_bytes, MEDIA_TYPES)
     decode = _decode_lines if get_media_type(request.scope) == b"application/x-ndjson" else _decode_document
-    labels = await run_sized(body, _check_labels, decode, body, state.max_batch_rows, datetime.now(UTC))
+    labels = await run_sized(body, _check_labels, decode, body, state.max_batch_rows, state.clock.now())
     async with borrow_connection(state.pool) as connection:
-        counts = await take_labels(connection, labels)
+        now = await read_time(connection)
+        counts = await take_labels(connection, await run_sized(body, _date_labels, labels, now))
     return answer_json(LabelCounts(received=len(labels), **{outcome: counts[outcome] for outcome in get_args(Outcome)}))
 
 
 def _decode_document(body: bytes) -> Iterator[tuple[str, str, LabelBody]]:
     """Yield (pointer, place in words, label) of a JSON document with one label or many."""
-    document = decode_body(DOCUMENT_DECODER, body)
+    document = decode_body(DOCUMENT_DECODER, body, example=LABEL_EXAMPLE)
     if isinstance(document.labels, UnsetType):
         yield "", "", document
         return
@@ -112,7 +116,7 @@ def _decode_lines(body: bytes) -> Iterator[tuple[str, str, LabelBody]]:
     for index, line in enumerate(body.split(b"\n")):
         if line.strip():
             pointer, where = f"/{index}", f"line {index + 1}: "
-            yield pointer, where, decode_body(LINE_DECODER, line, pointer, where)
+            yield pointer, where, decode_body(LINE_DECODER, line, pointer, where, LABEL_EXAMPLE)
 
 
 def _check_labels(
@@ -137,10 +141,22 @@ def _check_labels(
     return labels
 
 
+def _date_labels(labels: Sequence[Label], now: datetime) -> list[Label]:
+    """Date labels by the database's clock, which all replicas share; without a time they were observed `now`."""
+    return [
+        msgspec.structs.replace(
+            label,
+            observed_at=now if label.observed_at == label.received_at else label.observed_at,
+            received_at=now,
+        )
+        for label in labels
+    ]
+
+
 def find_label_faults(given: LabelBody, now: datetime) -> Iterator[tuple[str, str, str]]:
     """Yield (pointer, code, detail) of everything wrong with one label."""
     if (given.prediction_id is None) == (given.external_id is None):
-        yield "", "one_key", "give either prediction_id or external_id"
+        yield "", "one_key", f"give either prediction_id or external_id, for example {LABEL_EXAMPLE}"
     if given.external_id is not None and not is_storable(given.external_id):
         yield "/external_id", "not_storable", "text with a NUL character"
     if isinstance(given.label, UnsetType):

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.predict_batch import Answer, OnAnswer, Prediction, Predictions, PredictJob, answer_error, settle_future
-from app.api.predict_rows import read_features
+from app.api.predict_rows import describe_row_limit, read_features
 from app.api.predict_schemas import describe_predict_body
 from app.errors import Fault, invalid
 from app.prediction_log.record import TEXT_LIMIT, is_storable
@@ -86,7 +86,10 @@ def _read_job(
     asked = _decode_predict(body)
     rows = _list_rows(asked, state.max_batch_rows)
     served = state.repository.get(asked.model, None if asked.version is None else str(asked.version))
-    values = read_features(rows, served.model.signature, lambda: _list_pointers(asked))
+    signature = served.model.signature
+    if len(rows) > signature.max_rows:
+        raise invalid(Fault("/instances", "batch_size", describe_row_limit(len(rows), signature)))
+    values = read_features(rows, signature, lambda: _list_pointers(asked))
     many = not isinstance(asked.instances, UnsetType)
     return served, PredictJob(values, _list_external_ids(asked), request_id, many, on_answer)
 
@@ -117,10 +120,12 @@ class PredictBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 DECODER = msgspec.json.Decoder(PredictBody)
 
+BODY_EXAMPLE = '{"features": [1.5, 2.3]} for one row or {"instances": [[1.5, 2.3], [4, 5]]} for many'
+
 
 def _decode_predict(body: bytes) -> PredictBody:
     """Decode the body; raise 400 or 422. A repeated name is 422, too: msgspec would silently keep the last value."""
-    asked = decode_body(DECODER, body)
+    asked = decode_body(DECODER, body, example=BODY_EXAMPLE)
     if body.count(b":") == 1:
         return asked
     members = sum(value is not UNSET and value is not None for value in msgspec.structs.astuple(asked))
@@ -134,7 +139,9 @@ def _decode_predict(body: bytes) -> PredictBody:
 def _list_rows(asked: PredictBody, limit: int) -> list[Row]:
     """Return the rows of the body; raise 422 when its members exclude each other."""
     if isinstance(asked.features, UnsetType) == isinstance(asked.instances, UnsetType):
-        raise invalid(Fault("", "features_or_instances", "give either features, for one row, or instances, for many"))
+        raise invalid(
+            Fault("", "features_or_instances", f"give either features or instances, for example {BODY_EXAMPLE}")
+        )
     if isinstance(asked.instances, UnsetType):
         if asked.external_ids is not None:
             raise invalid(Fault("/external_ids", "unknown_field", "one row takes external_id"))

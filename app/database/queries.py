@@ -1,10 +1,18 @@
 """The type of connection for all queries, and SQL about the database itself."""
 
+from datetime import datetime
+
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
 Connection = asyncpg.Connection | PoolConnectionProxy
 """A single connection, or one from a pool."""
+
+
+def read_count(status: str) -> int:
+    """Return the number of rows in the status of a statement, such as `INSERT 0 5`."""
+    return int(status.rpartition(" ")[2])
+
 
 VERSION_TABLE = "scorekeeper_version"
 """Where Alembic keeps the revision. Its own default, `alembic_version`, may be another application's."""
@@ -37,6 +45,15 @@ async def has_foreign_version(connection: Connection) -> bool:
         return False
     versions = [row["version_num"] for row in await connection.fetch(OLD_VERSIONS)]
     return not await connection.fetchval(HAS_OUR_TABLES) or any(one not in OLD_REVISIONS for one in versions)
+
+
+READ_TIME = "SELECT clock_timestamp()"
+
+
+async def read_time(connection: Connection) -> datetime:
+    """Return the database's time at this moment."""
+    at: datetime = await connection.fetchval(READ_TIME)
+    return at
 
 
 EMBEDDED_DATABASE = "mlops"

@@ -13,7 +13,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TEXT_LIMIT = 200
 """Most characters of an external id: enough for any key, and small in the index."""
 
-FeatureValues = Mapping[str, bool | int | float | str | None]
+FeatureValue = bool | int | float | str | None
+FeatureValues = Mapping[str, FeatureValue | list[FeatureValue]]
 """{name of the feature: value}; a missing number is None."""
 
 
@@ -36,6 +37,10 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     role: str = "live"
 
 
+ERASED_VALUES = {"features": "'{}'::jsonb", "external_id": "NULL", "request_id": "NULL"}
+"""What an erased row has, in SQL, in the columns that can tell who it is about."""
+
+
 class Rows(msgspec.Struct, frozen=True, gc=False):
     """Encoded records: `payload` has `count` JSON objects joined by commas, for the spool and for PostgreSQL."""
 
@@ -46,19 +51,24 @@ class Rows(msgspec.Struct, frozen=True, gc=False):
 ROWS_TOGETHER = 500
 """Most records encoded together, about 200 KiB: frames of the spool and statements are not much longer."""
 
+VALUES_TOGETHER = 20_000
+"""Most features and probabilities that are encoded together: a few milliseconds, for which no other thread runs."""
+
 BYTES_TOGETHER = 4 * 1024**2
 """Records with very many features are split at this size, far below the longest frame that the spool reads."""
 
 
 def encode_records(records: Sequence[Record]) -> list[Rows]:
     """Encode records. The caller has checked that PostgreSQL can store their values."""
-    if len(records) <= ROWS_TOGETHER:
+    values = len(records[0].probabilities) + len(records[0].features)
+    together = max(1, min(ROWS_TOGETHER, VALUES_TOGETHER // values))
+    if len(records) <= together:
         payload = _encode(records)[1:-1]
         if len(payload) <= BYTES_TOGETHER or len(records) == 1:
             return [Rows(payload, len(records))]
         middle = len(records) // 2
         return encode_records(records[:middle]) + encode_records(records[middle:])
-    parts = [records[start : start + ROWS_TOGETHER] for start in range(0, len(records), ROWS_TOGETHER)]
+    parts = [records[start : start + together] for start in range(0, len(records), together)]
     return [rows for part in parts for rows in encode_records(part)]
 
 

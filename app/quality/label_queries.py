@@ -6,7 +6,7 @@ from uuid import UUID
 
 import asyncpg
 
-from app.database.queries import Connection
+from app.database.queries import Connection, read_count
 
 FIND_BY_ID = """
 SELECT wanted.position, p.prediction_id, p.created_at, v.classes
@@ -58,9 +58,15 @@ ON CONFLICT (prediction_id) DO UPDATE SET label = excluded.label, observed_at = 
 WHERE excluded.observed_at > l.observed_at
     OR (excluded.observed_at = l.observed_at AND excluded.received_at >= l.received_at
         AND excluded.label IS DISTINCT FROM l.label)
+    OR (excluded.observed_at = excluded.received_at AND l.observed_at = l.received_at
+        AND l.received_at > clock_timestamp() AND excluded.label IS DISTINCT FROM l.label)
 RETURNING prediction_id, label, previous_label, revision
 """
-"""In the update, `l` is the row after it was locked, so `previous_label` is right with concurrent writers too."""
+"""In the update, `l` is the row after it was locked, so `previous_label` is right with concurrent writers too.
+
+Of two labels that were dated when they were received, the later arrival wins also when another clock dated the first
+one in the future.
+"""
 
 
 async def upsert_labels(
@@ -167,6 +173,21 @@ async def take_pending(connection: Connection, limit: int) -> list[asyncpg.Recor
 async def remove_pending(connection: Connection, pending_ids: Sequence[int]) -> None:
     """Remove pending labels that were applied, rejected or have expired."""
     await connection.execute(REMOVE_PENDING, pending_ids)
+
+
+REMOVE_HISTORY = "DELETE FROM prediction_label_history WHERE prediction_id = ANY ($1::uuid[])"
+
+REMOVE_PENDING_OF = "DELETE FROM pending_label WHERE prediction_id = ANY ($1::uuid[]) OR external_id = $2::text"
+
+
+async def remove_history(connection: Connection, prediction_ids: Sequence[UUID]) -> int:
+    """Remove the history of labels of erased predictions; return how many. The label that counts stays."""
+    return read_count(await connection.execute(REMOVE_HISTORY, prediction_ids))
+
+
+async def remove_pending_of(connection: Connection, prediction_ids: Sequence[UUID], external_id: str | None) -> int:
+    """Remove the labels that wait for erased predictions, and those under an external id; return how many."""
+    return read_count(await connection.execute(REMOVE_PENDING_OF, prediction_ids, external_id))
 
 
 async def postpone_pending(connection: Connection, pending_ids: Sequence[int], longest: timedelta) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from app import metrics
 from app.errors import InvalidRequestError, ModelOutputError, Reason, StartupError, keep_since
 from app.serving.adapted_session import AdaptedSession
-from app.serving.features import Tensor, Value, make_arrays
+from app.serving.features import Tensor, Value, group_by_lengths, make_arrays
 from app.serving.formats import name_foreign_format
 from app.serving.graph import GraphFacts, read_facts
 from app.serving.metadata import Metadata
@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 WARM_UP_ROWS = (1, 64)
 """Sizes of the warm-up runs; the line through their median times predicts the time of a run."""
+
+TOKENS_SECONDS = 0.001
+"""A run on tokens is never predicted to be shorter: longer texts than the example's must not hold up the event loop."""
 
 NO_FOLDER = "/dev/null"
 """Where onnxruntime looks for weights outside the file; by default it would read them from the working directory."""
@@ -82,11 +85,25 @@ class Model:
 
     def predict_seconds(self, rows: int) -> float:
         """Predict the seconds of one run from the warm-up's times."""
-        return self._seconds_per_run + rows * self._seconds_per_row
+        seconds = self._seconds_per_run + rows * self._seconds_per_row
+        return max(seconds, TOKENS_SECONDS) if self.signature.has_sequences else seconds
 
     def score_rows(self, rows: Sequence[Sequence[Value]]) -> Scores:
-        """Score one batch of checked rows, values in the model's order. Blocks for one run."""
-        return self.score(*make_arrays(self.signature.inputs, rows))
+        """Score one batch of checked rows, values in the model's order. Blocks for one run.
+
+        Rows with tokens take one run for each length.
+        """
+        inputs = self.signature.inputs
+        if not self.signature.has_sequences:
+            return self.score(*make_arrays(inputs, rows))
+        groups = group_by_lengths(rows)
+        parts = [self.score(*make_arrays(inputs, [rows[at] for at in group])) for group in groups]
+        order = np.argsort([at for group in groups for at in group])
+        return Scores(
+            np.concatenate([part.probabilities for part in parts])[order],
+            np.concatenate([part.predicted for part in parts])[order],
+            np.concatenate([part.scores for part in parts])[order],
+        )
 
     def score(self, *arrays: NDArray[Any]) -> Scores:
         """Score one batch of n rows: an array per input, in the type and shape of the signature. Blocks for one run."""

@@ -74,7 +74,7 @@ class RowMaker:
         ]
 
     def _move(self, column: Column, value: Value) -> Value:
-        if column.feature.kind in ("text", "boolean") or value is None:
+        if column.feature.kind in ("text", "boolean") or value is None or isinstance(value, list):
             return self._draw(column, 1.0)
         step = self._random.normal() * (abs(float(value)) * 0.5 + 0.1)
         return _fit(column.feature, float(value) + step)
@@ -89,6 +89,8 @@ class RowMaker:
                 return bool(self._random.integers(2))
         if column.feature.missing_allowed and self._random.random() < 0.1:
             return None
+        if isinstance(column.example, list):  # tokens: only the example's are surely in the vocabulary
+            return column.example[: int(self._random.integers(len(column.example))) + 1]
         return _fit(column.feature, float(column.example or 0) + scale * self._random.normal())
 
     def _size(self, column: Column, value: float) -> Value:

@@ -7,8 +7,9 @@ from typing import Any
 from app import metrics
 from app.errors import NotFoundError, Reason
 from app.serving.batching import Batcher
-from app.serving.loading import Stamp, VersionKey, version_order
+from app.serving.loading import Stamp, VersionKey
 from app.serving.model import Model
+from app.serving.ordering import version_order
 
 
 class UnknownModelError(NotFoundError):

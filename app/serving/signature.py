@@ -13,6 +13,9 @@ from app.serving.outputs import LABEL_TYPES, MAP_TYPES, explain_missing_classes,
 
 ClassName = int | str
 
+MAX_BATCH_VALUES = 1_000_000
+"""Most probabilities, and most features, of a request's rows: about 30 MB of answer and a second of work."""
+
 
 @dataclass(frozen=True, slots=True)
 class Signature:
@@ -46,10 +49,21 @@ class Signature:
     number_limit: float | None = field(init=False)
     """The largest value when every feature is a number of the same type, to check rows as a whole; else None."""
 
+    max_rows: int = field(init=False)
+    """The most rows of one request, which MAX_BATCH_VALUES allows."""
+    has_sequences: bool = field(init=False)
+    """Whether rows have tokens, as many as there are: rows of different lengths are not one run."""
+    row_values: int = field(init=False)
+    """The number of values that a row costs time and memory for: its features and its probabilities."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_texts", tuple(str(name) for name in self.classes))
         object.__setattr__(self, "feature_names", tuple(feature.name for feature in self.features))
         object.__setattr__(self, "feature_set", frozenset(self.feature_names))
+        object.__setattr__(self, "has_sequences", any(one.is_sequence for one in self.inputs))
+        widths = len(self.features), len(self.classes)
+        object.__setattr__(self, "max_rows", max(1, MAX_BATCH_VALUES // max(widths)))
+        object.__setattr__(self, "row_values", sum(widths))
         types = {feature.type for feature in self.features}
         is_plain = len(types) == 1 and self.features[0].kind == "number"
         object.__setattr__(self, "number_limit", self.features[0].type.high if is_plain else None)
