@@ -206,6 +206,22 @@ def build_breaking(**metadata: str) -> bytes:
     return build_graph(nodes, [declare("p", None, 2)], [declare("x", None, 2)], **metadata)
 
 
+def build_misnaming() -> bytes:
+    """Build a softmax of two features with their likeliest class as the label, but 9 when a feature is huge."""
+    nine = helper.make_tensor("value", TensorProto.INT64, [], [9])
+    nodes = [
+        helper.make_node("Softmax", ["x"], ["p"]),
+        helper.make_node("ArgMax", ["p"], ["likeliest"], axis=1, keepdims=0),
+        helper.make_node("Constant", [], ["huge"], value_float=HUGE),
+        helper.make_node("Constant", [], ["nine"], value=nine),
+        helper.make_node("ReduceMax", ["x"], ["largest"], axes=[1], keepdims=0),
+        helper.make_node("Greater", ["largest", "huge"], ["is_huge"]),
+        helper.make_node("Where", ["is_huge", "nine", "likeliest"], ["y"]),
+    ]
+    outputs = [declare("y", None, type_=TensorProto.INT64), declare("p", None, 2)]
+    return build_graph(nodes, outputs, [declare("x", None, 2)], classes="[0, 1]")
+
+
 def build_imputing(**metadata: str) -> bytes:
     """Build a model of three classes that takes NaN for 0.25 and answers the features otherwise."""
     nodes = [
