@@ -23,7 +23,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from app.errors import StartupError
 from app.serving.model import Model
-from tests.support.onnx_models import OPSETS, Classes, add_metadata, build_graph, declare, make_rows
+from tests.support.onnx_models import OPSETS, Classes, add_metadata, build_graph, declare, make_proper, make_rows
 
 ROWS = make_rows(200, seed=0)
 RANKS = (ROWS[:, 0] + ROWS[:, 1] * ROWS[:, 2]).argsort().argsort()
@@ -222,8 +222,9 @@ def build_two_heads(**metadata: str) -> bytes:
     """Build a model of two outputs of floats: the features, and their order reversed."""
     reverse = numpy_helper.from_array(np.array([2, 1, 0]), "reverse")
     nodes = [
-        helper.make_node("Identity", ["x"], ["first"]),
-        helper.make_node("Gather", ["x", "reverse"], ["second"], axis=1),
+        *make_proper(3),
+        helper.make_node("Identity", ["p"], ["first"]),
+        helper.make_node("Gather", ["first", "reverse"], ["second"], axis=1),
     ]
     outputs = [declare("first", None, 3), declare("second", None, 3)]
     return build_graph(nodes, outputs, [declare("x", None, 3)], [reverse], classes="[0, 1, 2]", **metadata)
