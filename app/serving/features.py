@@ -112,7 +112,13 @@ class Feature:
         return f"expected {self.kind}{missing}, for example {KIND_EXAMPLES[self.kind]}"
 
 
-KIND_EXAMPLES: dict[FeatureKind, str] = {"number": "1.5", "integer": "3", "text": '"abc"', "boolean": "true"}
+KIND_EXAMPLES: dict[FeatureKind, str] = {
+    "number": "1.5",
+    "integer": "3",
+    "text": '"abc"',
+    "boolean": "true",
+    "integers": "[101, 2023, 102]",
+}
 
 
 def _find_text_fault(value: str) -> tuple[str, str] | None:
