@@ -14,29 +14,19 @@ import asyncpg
 import pytest
 from rich.console import Console
 
-from app.commands.erase import EraseCommandError
 from app.commands.spool import drain_spool
 from app.database.pool import open_pool
-from app.prediction_log import shipper as shipper_module
-from app.prediction_log.eraser import Eraser
 from app.prediction_log.erasure_queries import erase_rows
-from app.prediction_log.inserter import Inserter
 from app.prediction_log.partitions import make_partitions_ahead
-from app.prediction_log.record import Record, encode_records
-from app.prediction_log.shipper import Shipper
+from app.prediction_log.record import encode_records
 from app.quality.labels import take_labels
-from app.spool import journal as journal_module
-from app.spool.journal import Journal, open_journal
-from app.spool.segment import encode_frame
-from app.spool.spool import Spool, open_spool
-from app.tasks import own_task
 from tests.conftest import OpenClient
 from tests.support.erasing import (
     BLANK,
     SECRETS,
     fetch_row,
-    find_in_files,
     find_in_tables,
+    find_values,
     make_secret,
     read_spooled_rows,
     run_erase,
@@ -44,15 +34,12 @@ from tests.support.erasing import (
 from tests.support.ledger import assert_exact
 from tests.support.processes import wait_until
 from tests.support.records import count_rows, insert_records, make_label, make_record, register_demo, store
-
-MAX_BYTES = 256 * 1024**2
+from tests.support.spools import append, has_shipped, hurry, is_known, ship, write_spool
 
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "LIMIT_CHECK_SECONDS", 0.02)
-    monkeypatch.setattr(shipper_module, "IDLE_SECONDS", 0.1)
-    monkeypatch.setattr("app.prediction_log.eraser.ERASURE_LOOK_SECONDS", 0.05)
+    hurry(monkeypatch)
 
 
 @pytest.fixture
@@ -65,37 +52,6 @@ async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool]:
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     return tmp_path / "spool"
-
-
-@asynccontextmanager
-async def write_spool(directory: Path) -> AsyncIterator[tuple[Spool, Journal]]:
-    async with open_spool(directory) as spool, open_journal(spool, MAX_BYTES, True, pytest.fail) as journal:
-        yield spool, journal
-
-
-@asynccontextmanager
-async def ship(spool: Spool, pool: asyncpg.Pool) -> AsyncIterator[Shipper]:
-    shipper = Shipper(spool, Inserter(pool), Eraser(spool, pool))
-    async with own_task(shipper.run(), "shipper", pytest.fail):
-        yield shipper
-
-
-async def append(journal: Journal, *records: Record) -> None:
-    """Append one frame."""
-    (rows,) = encode_records(records)
-    await journal.append(encode_frame(rows.payload, rows.count), rows.count)
-
-
-async def has_shipped(spool: Spool) -> bool:
-    return spool.pending_rows == 0
-
-
-async def is_known(connection: asyncpg.Connection, spools: int = 1) -> bool:
-    return await count_rows(connection, "log_spool") == spools
-
-
-async def find_values(connection: asyncpg.Connection, directory: Path) -> list[str]:
-    return await find_in_tables(connection, SECRETS) + find_in_files(directory, SECRETS)
 
 
 @pytest.mark.parametrize("by", ["external id", "prediction id"])
@@ -234,36 +190,6 @@ async def test_copies_that_are_offered_later_do_not_bring_the_values_back(
     assert await find_in_tables(connection, SECRETS) == []
     assert await fetch_row(connection, erased.prediction_id) == BLANK
     assert (await fetch_row(connection, other.prediction_id))["external_id"] == "other"
-
-
-async def test_a_spool_that_is_drained_empty_is_no_longer_waited_for(
-    directory: Path, database_url: str, pool: asyncpg.Pool, connection: asyncpg.Connection
-) -> None:
-    async with write_spool(directory) as (spool, journal), ship(spool, pool):
-        await append(journal, make_secret())
-        await wait_until(lambda: is_known(connection))
-    missing, _ = await run_erase(database_url, "secret-key", wait=0.1)
-
-    drained = await drain_spool(directory, database_url, Console(file=io.StringIO()))
-    status, output = await run_erase(database_url, "secret-key")
-
-    assert (missing, drained, status) == (3, 0, 0), output
-    assert await find_values(connection, directory) == []
-
-
-async def test_a_lost_spool_is_no_longer_waited_for(
-    directory: Path, database_url: str, pool: asyncpg.Pool, connection: asyncpg.Connection
-) -> None:
-    async with write_spool(directory) as (spool, _), ship(spool, pool):
-        await wait_until(lambda: is_known(connection))
-    missing, _ = await run_erase(database_url, "secret-key", wait=0)
-
-    status, output = await run_erase(database_url, "secret-key", lost=(UUID(bytes=spool.uuid),))
-
-    assert (missing, status) == (3, 0), output
-    assert await connection.fetchval("SELECT count(*) FROM erasure_request WHERE finished_at IS NULL") == 0
-    with pytest.raises(EraseCommandError, match=r"no spool has the id"):
-        await run_erase(database_url, "secret-key", lost=(uuid4(),))
 
 
 async def test_an_insert_that_began_before_the_erasure_is_blanked(

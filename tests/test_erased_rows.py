@@ -8,10 +8,11 @@ import pytest
 
 from app.prediction_log.erased_rows import ROW_START, RowEraser, RowFinder, Search, digest_external_id
 from app.prediction_log.record import Record
+from tests.support.erasing import SECRETS, make_secret
 from tests.support.records import make_record
 
 ERASURE = uuid4()
-SECRETS = (b"secret-feature", b"secret-key", b"secret-request")
+VALUES = [text.encode() for text in SECRETS]
 
 ERASED_NAMES = ("features", "external_id", "request_id")
 
@@ -23,16 +24,6 @@ NASTY = [
     "",
 ]
 """Texts that look like the syntax around them once they are encoded wrongly."""
-
-
-def make_secret(**changes: object) -> Record:
-    """Make a row whose values can be recognized in bytes."""
-    values = {
-        "features": {"name": "secret-feature", "n": 1.55},
-        "external_id": "secret-key",
-        "request_id": "secret-request",
-    }
-    return msgspec.structs.replace(make_record(), **{**values, **changes})
 
 
 def make_search(external_id: str) -> Search:
@@ -55,7 +46,7 @@ def test_only_the_erased_row_of_a_frame_loses_its_values(text: str) -> None:
         msgspec.structs.replace(make_record(external_id=text), features={text: text, "external_id": text})
         for _ in range(4)
     ]
-    erased = make_secret(features={text: "secret-feature" + text})
+    erased = msgspec.structs.replace(make_secret(), features={text: "secret-feature" + text})
     rows = encode(*others[:2], erased, *others[2:])
 
     blank = RowEraser({erased.prediction_id: ERASURE}, []).blank(rows, is_intact=True)
@@ -65,7 +56,7 @@ def test_only_the_erased_row_of_a_frame_loses_its_values(text: str) -> None:
     assert [decoded[at] for at in (0, 1, 3, 4)] == decode(encode(*others))
     kept = {name: value for name, value in decode(encode(erased))[0].items() if name not in ERASED_NAMES}
     assert decoded[2] == {**kept, "features": {}}
-    assert not any(secret in blank for secret in SECRETS if secret.decode() not in text)
+    assert not any(secret in blank for secret in VALUES if secret.decode() not in text)
 
 
 def test_frames_without_an_erased_row_stay_as_they_are() -> None:
@@ -116,7 +107,7 @@ def test_no_damaged_byte_saves_the_values_of_an_erased_row(byte: bytes, is_known
         blank = eraser.blank(damaged, is_intact=False)
 
         assert len(blank) == len(rows)
-        assert not any(secret in blank for secret in SECRETS), at
+        assert not any(secret in blank for secret in VALUES), at
         assert blank[:start].strip(b" ") == damaged[:start].strip(b" ")
         assert blank[end:].strip(b" ,") == damaged[end:].strip(b" ,")
 

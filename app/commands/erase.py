@@ -106,16 +106,15 @@ async def _run(wanted: Wanted, settings: Settings) -> int:
 async def erase(url: str, wanted: Wanted, console: Console | None = None) -> int:
     """Erase predictions everywhere and print what was removed; return 0, or INCOMPLETE when a spool is missing."""
     console = console or Console()
+    removed = Removed()
     await check_server(url)
-    async with open_pool(url, max_size=1) as pool, pool.acquire(timeout=10) as connection:
-        if await read_schema_state(connection) == "behind":
-            raise EraseCommandError("the database schema is behind: run `alembic upgrade head`")
-        for spool_id in wanted.lost_spools:
-            if not await erasure_queries.forget_spool(connection, spool_id):
-                raise EraseCommandError(f"no spool has the id {spool_id}")
-        removed = Removed()
-        with console.status("waiting for the reports of all spools"):
-            spools = await _erase_everywhere(connection, wanted, removed)
+    try:
+        async with open_pool(url, max_size=1) as pool, pool.acquire(timeout=10) as connection:
+            await _prepare(connection, wanted.lost_spools)
+            with console.status("waiting for the reports of all spools"):
+                spools = await _erase_everywhere(connection, wanted, removed)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise EraseCommandError(f"not everything is erased, run the command again: {error}") from error
     console.print(
         f"erased in the database: {removed.rows:,} predictions, {removed.pending:,} waiting labels, "
         f"{removed.history:,} labels of the history"
@@ -123,6 +122,14 @@ async def erase(url: str, wanted: Wanted, console: Console | None = None) -> int
     for spool in spools:
         console.print(_describe_spool(spool), soft_wrap=True, markup=False, highlight=False)
     return INCOMPLETE if any(spool["copies"] is None for spool in spools) else 0
+
+
+async def _prepare(connection: Connection, lost_spools: Sequence[UUID]) -> None:
+    if await read_schema_state(connection) == "behind":
+        raise EraseCommandError("the database schema is behind: run `alembic upgrade head`")
+    for spool_id in lost_spools:
+        if not await erasure_queries.forget_spool(connection, spool_id):
+            raise EraseCommandError(f"no spool has the id {spool_id}")
 
 
 async def _erase_everywhere(connection: Connection, wanted: Wanted, removed: Removed) -> list[asyncpg.Record]:

@@ -65,6 +65,19 @@ class RowFinder:
                     self.found[search.erasure_id].add(UUID(keys.prediction_id))
 
 
+class IdCollector:
+    """Collects the prediction ids of rows, and every id in damaged bytes."""
+
+    def __init__(self) -> None:
+        self.ids: set[UUID] = set()
+
+    def look(self, rows: bytes) -> None:
+        """Look at rows, or at bytes that may contain rows."""
+        keys = _read_keys(rows)
+        named = [match.group().decode() for match in ANY_ID.finditer(rows)] if keys is None else []
+        self.ids.update(map(UUID, named or [one.prediction_id for one in keys or ()]))
+
+
 class RowEraser:
     """Blanks the rows of erased predictions, and damaged bytes that name one by its id or a searched external id.
 

@@ -54,12 +54,27 @@ async def fetch_open_requests(connection: Connection, spool_id: UUID) -> list[as
     return await connection.fetch(FETCH_OPEN_REQUESTS, spool_id)
 
 
-FETCH_ERASED = "SELECT prediction_id, erasure_id FROM erasure WHERE $1::uuid[] IS NULL OR erasure_id = ANY ($1::uuid[])"
+HAS_ERASURES = "SELECT EXISTS (SELECT FROM erasure)"
 
 
-async def fetch_erased(connection: Connection, erasure_ids: Sequence[UUID] | None) -> dict[UUID, UUID]:
-    """Fetch the erased predictions of these erasures, None: of all; return each with its erasure."""
+async def has_erasures(connection: Connection) -> bool:
+    """Return whether any prediction was ever erased."""
+    has_any: bool = await connection.fetchval(HAS_ERASURES)
+    return has_any
+
+
+FETCH_ERASED = "SELECT prediction_id, erasure_id FROM erasure WHERE erasure_id = ANY ($1::uuid[])"
+FETCH_ERASED_AMONG = "SELECT prediction_id, erasure_id FROM erasure WHERE prediction_id = ANY ($1::uuid[])"
+
+
+async def fetch_erased(connection: Connection, erasure_ids: Sequence[UUID]) -> dict[UUID, UUID]:
+    """Fetch the predictions of these erasures, each with its erasure."""
     return dict([tuple(row) for row in await connection.fetch(FETCH_ERASED, erasure_ids)])
+
+
+async def fetch_erased_among(connection: Connection, prediction_ids: Sequence[UUID]) -> dict[UUID, UUID]:
+    """Fetch which of these predictions are erased, each with its erasure."""
+    return dict([tuple(row) for row in await connection.fetch(FETCH_ERASED_AMONG, prediction_ids)])
 
 
 FIND_ROWS = "SELECT prediction_id FROM prediction_log WHERE external_id = $1::text ORDER BY prediction_id"

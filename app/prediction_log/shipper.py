@@ -79,7 +79,8 @@ class Shipper:
     async def _ship_next(self) -> int:
         """Ship one chunk and return its number of rows; without a chunk, wait a while and return 0."""
         await self._watch_cluster()
-        await self._eraser.work()
+        if self.error is None:  # else PostgreSQL is not there, and the rows are tried first
+            await self._eraser.work()
         self._spool.grown.clear()
         chunk = await self._spool.call(self._reader.read)
         if chunk is None:

@@ -74,3 +74,8 @@ async def run_erase(url: str, key: str | UUID, *, wait: float = 60, lost: tuple[
     output = io.StringIO()
     status = await erase(url, Wanted(external_id, prediction_id, wait, lost), Console(file=output, width=200))
     return status, output.getvalue()
+
+
+async def find_values(connection: asyncpg.Connection, directory: Path) -> list[str]:
+    """Return the tables and files that have a value of an erased row."""
+    return await find_in_tables(connection, SECRETS) + find_in_files(directory, SECRETS)
