@@ -25,7 +25,7 @@ STEP_LOOK_SECONDS = 1.0
 EARLY_SHARE, EARLY_SECONDS = 0.25, 1.0
 """A run that comes before it is due by at most this share of the interval, or this time, is the run that is due."""
 
-STEP_SECONDS = 0.2
+CLOCK_STEP_SECONDS = 0.2
 """A difference between two looks from which on the wall clock was set, and not slowed down or sped up."""
 
 Work = Callable[[], Awaitable[None]]
@@ -102,7 +102,7 @@ async def _watch_wall_clock(scheduler: AsyncIOScheduler) -> None:
         await asyncio.sleep(STEP_LOOK_SECONDS)
         offset = time.time() - time.monotonic()
         step, before = offset - before, offset
-        if abs(step) < STEP_SECONDS:
+        if abs(step) < CLOCK_STEP_SECONDS:
             continue
         logger.warning("the wall clock was set by %+.1f s: all jobs are timed again", step)
         now = datetime.now(UTC)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from app.measures.f1 import Array, average_f1, count_classes
-from app.measures.intervals import Z, bound_f1, class_covariance, weighted_variance, wilson
+from app.measures.intervals import Z, bound_f1, sum_variance, weighted_variance, wilson
 from app.settings import F1Average
 
 AVERAGES: tuple[F1Average, ...] = ("binary", "macro", "micro", "weighted")
@@ -125,9 +125,8 @@ def test_wilson_on_the_jaccard_index_does_not_cover_micro_f1() -> None:
 
 def delta_variance(matrices: NDArray[np.int64], average: F1Average) -> Array:
     if average == "weighted":
-        return weighted_variance(matrices.astype(float))
-    covariance = class_covariance(matrices.astype(float))
-    return covariance[:, 1, 1] if average == "binary" else covariance.mean(axis=(1, 2))
+        return weighted_variance(matrices)
+    return sum_variance(matrices, np.array([0.0, 1] if average == "binary" else [0.5, 0.5]))
 
 
 @pytest.mark.parametrize("average", ["binary", "macro", "weighted"])
@@ -174,15 +173,16 @@ def multinomial_covariance(matrix: Array) -> Array:
 MATRIX = np.array([[40.0, 3, 2], [5, 20, 4], [1, 6, 9]])
 
 
-def test_class_covariance_is_the_delta_methods() -> None:
+@pytest.mark.parametrize("weights", [(1, 0, 0), (1 / 3, 1 / 3, 1 / 3), (0.5, 0, 2), (1, -1, 0)], ids=str)
+def test_variance_of_a_sum_of_classes_is_the_delta_methods(weights: tuple[float, ...]) -> None:
     def score(matrix: Array) -> Array:
         hits, labelled, predicted = count_classes(matrix)
         return 2 * hits / (labelled + predicted)
 
-    gradient = differentiate(MATRIX, score)
+    gradient = np.array(weights) @ differentiate(MATRIX, score)
 
-    expected = gradient @ multinomial_covariance(MATRIX) @ gradient.T
-    assert class_covariance(MATRIX) == pytest.approx(expected, rel=1e-5)
+    expected = gradient @ multinomial_covariance(MATRIX) @ gradient
+    assert float(sum_variance(MATRIX, np.array(weights))) == pytest.approx(expected, rel=1e-5)
 
 
 def test_weighted_variance_is_the_delta_methods() -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 from onnx import helper, numpy_helper
+from sklearn.metrics import f1_score
 
 from app.api.predict_batch import make_batcher
 from app.serving.batching import INLINE_SECONDS
@@ -17,6 +20,7 @@ from app.serving.model import Model
 from app.serving.signature import MAX_BATCH_VALUES
 from tests.support.onnx_models import build_graph, declare, write_model
 from tests.support.open_inference import read_error
+from tests.support.processes import ROOT
 from tests.support.refusing import Refusing, open_refusing, shared_loop
 
 CLASSES = 1500
@@ -115,6 +119,38 @@ def test_one_row_of_many_classes_is_not_worked_on_by_the_event_loop(classes: int
         return batcher._predict_seconds(1)
 
     assert (asyncio.run(predict_seconds()) < INLINE_SECONDS) is is_inline
+
+
+MEASURE = """
+import json, resource, sys
+import numpy as np
+from app.measures.cells import Cells
+from app.measures.measure import measure
+classes, rows = 3000, 30_000
+chance = np.random.default_rng(0)
+labels = chance.integers(0, classes, rows)
+predicted = np.where(chance.random(rows) < 0.8, labels, chance.integers(0, classes, rows))
+ones, none = np.ones(rows, dtype=np.int64), np.full(rows, -1)
+bins = chance.integers(0, 100, rows)
+twice = [np.concatenate([one, one]) for one in (bins, predicted)]
+sums = np.full(2 * rows, 0.5)
+cells = Cells(*twice, np.concatenate([labels, none]), np.concatenate([ones, ones]), sums, sums)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+measures = measure(cells, classes, None, "macro", 50)
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(json.dumps([grown, measures.f1, len(measures.confusion), labels.tolist(), predicted.tolist()]))
+"""
+
+
+def test_quality_of_3000_classes_is_scikit_learns_within_300_mib() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE], cwd=ROOT, capture_output=True, text=True, check=True, timeout=100
+    )
+
+    grown_kib, f1, cells, labels, predicted = json.loads(done.stdout)
+    assert grown_kib < 300 * 1024
+    assert f1 == pytest.approx(f1_score(labels, predicted, average="macro"))
+    assert cells == len(set(zip(labels, predicted, strict=True)))
 
 
 def test_waiting_rows_are_limited_by_their_values() -> None:

@@ -85,7 +85,8 @@ def test_decisions_are_rated_as_scikit_learn_rates_them(drawn: tuple[int, F1Aver
 
     measures = measure_rows(rows, classes, average)
 
-    assert measures.confusion == confusion_matrix(labels, predicted, labels=range(classes)).tolist()
+    matrix = confusion_matrix(labels, predicted, labels=range(classes))
+    assert measures.confusion == [[*cell, matrix[tuple(cell)]] for cell in np.argwhere(matrix).tolist()]
     assert (measures.predictions, measures.labelled) == (len(rows), len(labels))
     assert measures.coverage == near(len(labels) / len(rows))
     if measures.state == "no_positives":

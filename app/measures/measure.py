@@ -41,7 +41,7 @@ class Measures(msgspec.Struct, frozen=True, kw_only=True):
     labelled: int
     coverage: float | None
     confusion: list[list[int]]
-    """Labelled rows: `confusion[label][predicted]`."""
+    """Labelled rows: label, predicted class and rows of each cell that has some."""
     f1: float | None = None
     f1_lower: float | None = None
     f1_upper: float | None = None
@@ -77,7 +77,7 @@ def measure(cells: Cells, classes: int, positive: int | None, average: F1Average
         predictions=predictions,
         labelled=labels,
         coverage=labels / predictions if predictions else None,
-        confusion=matrix.tolist(),
+        confusion=_list_cells(matrix),
     )
     if f1 is None or not predictions:
         return known
@@ -101,6 +101,13 @@ def _count_confusion(labelled: Cells, classes: int) -> NDArray[np.int64]:
     matrix = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(matrix, (labelled.labels, labelled.predicted), labelled.rows)
     return matrix
+
+
+def _list_cells(matrix: NDArray[np.int64]) -> list[list[int]]:
+    """Return label, predicted class and rows of each cell with rows: most of a matrix of many classes is empty."""
+    labels, predicted = np.nonzero(matrix)
+    cells: list[list[int]] = np.stack([labels, predicted, matrix[labels, predicted]], axis=1).tolist()
+    return cells
 
 
 def _defined(value: Array) -> float | None:

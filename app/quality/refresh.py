@@ -172,7 +172,7 @@ def _score(
         *(version.name, version.version, role, period.name, period.computed_at, period.since, period.until),
         label_delay_seconds=sums["delay_sum"] / 1000 / measures.labelled if sums and measures.labelled else None,
         confusion=_name_confusion(measures.confusion, classes),
-        measures=measures,
+        measures=msgspec.structs.replace(measures, confusion=[]),  # `confusion` above has it
     )
 
 
@@ -191,13 +191,12 @@ def _make_cells(sums: asyncpg.Record | None, index: Mapping[str, int]) -> Cells:
     )
 
 
-def _name_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> dict[str, dict[str, int]]:
+def _name_confusion(cells: Sequence[Sequence[int]], classes: Sequence[str]) -> dict[str, dict[str, int]]:
     """Return {label: {predicted class: rows}} without zeros."""
-    named = {
-        label: {name: rows for name, rows in zip(classes, row, strict=True) if rows}
-        for label, row in zip(classes, matrix, strict=True)
-    }
-    return {label: row for label, row in named.items() if row}
+    named: dict[str, dict[str, int]] = {}
+    for label, predicted, rows in cells:
+        named.setdefault(classes[label], {})[classes[predicted]] = rows
+    return named
 
 
 async def _check_minutes(connection: Connection, limit_seconds: float) -> None:
