@@ -136,6 +136,7 @@ async def test_rows_that_only_a_spool_has_are_found_by_their_external_id(
     assert left == []
     assert [await fetch_row(connection, record.prediction_id) for record in erased] == [BLANK] * 3
     assert (await fetch_row(connection, other.prediction_id))["external_id"] == "other"
+    assert await count_rows(connection, "erasure") == 3
     assert await count_rows(connection, "erasure_search") == 0
     await assert_exact(connection)
 

@@ -99,7 +99,7 @@ def _text(argument: str) -> str:
 
 
 async def _run(wanted: Wanted, settings: Settings) -> int:
-    async with open_database_url(settings.database_url, settings.data_dir) as url:
+    async with open_database_url(settings.database_url, settings.data_dir, must_exist=True) as url:
         return await erase(url, wanted)
 
 
