@@ -11,6 +11,7 @@ from starlette.types import Scope
 from app.database.migrate import SchemaState
 from app.errors import Reason
 from app.prediction_log.log import PredictionLog
+from app.quality.label_status_queries import LabelStatus
 from app.quality.queries import QualityResult
 from app.quality.refresh import QualitySettings
 from app.serving.reloading import Reloader
@@ -52,6 +53,7 @@ class Scoreboard:
 
     stale_after: timedelta
     results: Sequence[QualityResult] = ()
+    labels: LabelStatus | None = None
 
     def find_state(self, result: QualityResult, now: datetime) -> str:
         """Return the result's state, or `stale` when the result is older than `stale_after`."""

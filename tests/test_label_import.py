@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from app.commands.parser import parse_arguments
+from app.exchange.aside import AsideError
 from app.exchange.checkpoint import Checkpoint, CheckpointError
 from app.exchange.label_files import Columns
 from app.exchange.label_import import LabelImport, LabelImportError, run_import
@@ -54,6 +55,7 @@ def plan_import(server: Server, path: Path, *, restart: bool = False, malformed:
         state=path.with_name("state"),
         restart=restart,
         malformed=malformed,
+        rejected=path.with_name("rejected"),
     )
 
 
@@ -106,7 +108,15 @@ async def test_import_reports_counts_that_add_up(
         "rejected": 1,
         "without a label, not sent": 1,
     }
-    assert "rejected: the prediction's model does not know the class" in output
+    assert "1 rejected, not a class of car-loan version 1 (allowed: 0, 1)" in output
+    aside = [msgspec.json.decode(line) for line in (tmp_path / "labels.csv.rejected").read_bytes().splitlines()]
+    assert aside == [
+        {
+            "place": "line 9",
+            "fault": "not a class of car-loan version 1 (allowed: 0, 1)",
+            "row": {"key": "order-6", "repaid": "2"},
+        }
+    ]
     by_order = {each.external_id: str(each.prediction_id) for each in records}
     expected = {by_order[f"order-{n}"]: str(n % 2) for n in range(1, 6)} | {by_order["order-0"]: "1"}
     assert await read_labels(connection) == expected
@@ -153,12 +163,44 @@ async def test_malformed_rows_are_put_aside_when_asked(
     ]
 
 
+async def test_rejected_rows_are_written_to_a_file_once_when_the_import_begins_again(
+    server: Server,
+    records: Sequence[Record],
+    tmp_path: Path,
+    console: Console,
+    output: io.StringIO,
+) -> None:
+    rows = [(each.prediction_id, "maybe" if at % 2 else "TRUE") for at, each in enumerate(records)]
+    path = write_labels(tmp_path / "labels.csv", rows)
+    (tmp_path / "rejected").write_text("of another import\n")
+
+    statuses = [await run_import(plan_import(server, path, restart=restart), console) for restart in (False, True)]
+
+    assert statuses == [1, 1]
+    aside = [msgspec.json.decode(line) for line in (tmp_path / "rejected").read_bytes().splitlines()]
+    assert [(each["place"], each["row"]["label"]) for each in aside] == [
+        (f"line {line}", "maybe") for line in (3, 5, 7, 9, 11)
+    ]
+    assert output.getvalue().count("5 rejected, not a class of car-loan version 1 (allowed: 0, 1)") == 2
+
+
+async def test_file_of_rejected_rows_is_removed_when_there_are_none(
+    server: Server, records: Sequence[Record], tmp_path: Path, console: Console
+) -> None:
+    path = write_labels(tmp_path / "labels.csv", [(records[0].prediction_id, 1)])
+    (tmp_path / "rejected").write_text("of another import\n")
+
+    await run_import(plan_import(server, path), console)
+
+    assert not (tmp_path / "rejected").exists()
+
+
 async def test_import_says_so_when_malformed_rows_cannot_be_put_aside(
     server: Server, records: Sequence[Record], tmp_path: Path, connection: asyncpg.Connection, console: Console
 ) -> None:
     path = write_labels(tmp_path / "labels.csv", [(records[0].prediction_id, 1)])
 
-    with pytest.raises(LabelImportError, match="nowhere/malformed cannot be written"):
+    with pytest.raises(AsideError, match="nowhere/malformed cannot be written"):
         await run_import(plan_import(server, path, malformed=tmp_path / "nowhere" / "malformed"), console)
 
     assert await read_labels(connection) == {}

@@ -40,6 +40,9 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     action.add_argument(
         "--skip-invalid", type=Path, metavar="FILE", help="write malformed rows to this file, send the others"
     )
+    action.add_argument(
+        "--rejected", type=Path, metavar="FILE", help="write rows that the server rejects to this (FILE.rejected)"
+    )
     action.add_argument("--state", type=Path, help="the file that keeps the progress (default: FILE.import)")
     action.add_argument(
         "--restart", action="store_true", help="begin at the first row again, with the same times of observation"
@@ -62,5 +65,6 @@ def run(options: argparse.Namespace) -> int:
         state=options.state or options.file.with_name(f"{options.file.name}.import"),
         restart=options.restart,
         malformed=options.skip_invalid,
+        rejected=options.rejected or options.file.with_name(f"{options.file.name}.rejected"),
     )
     return asyncio.run(run_import(plan))

@@ -20,9 +20,9 @@ class _MalformedRowError(Exception):
 
 @dataclass(slots=True)
 class LabelBatch:
-    """Lines to send and their places in the file, malformed rows with the reason, and the number of empty rows."""
+    """Lines to send, each with its row, malformed rows with the reason, and the number of empty rows."""
 
-    places: list[str] = field(default_factory=list)
+    rows: list[LabelRow] = field(default_factory=list)
     lines: list[bytes] = field(default_factory=list)
     malformed: list[tuple[LabelRow, str]] = field(default_factory=list)
     empty: int = 0
@@ -47,7 +47,7 @@ def read_batch(
         except _MalformedRowError as error:
             batch.malformed.append((row, str(error)))
         else:
-            batch.places.append(row.place)
+            batch.rows.append(row)
             batch.lines.append(msgspec.json.encode(label))
     return batch
 
