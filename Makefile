@@ -61,7 +61,7 @@ dashboards: $(VENV)/test-installed
 # still fit. Then check, without a download, that every package has a wheel for each supported Python.
 UPGRADE ?= --upgrade
 COMPILE = $(VENV)/lock/bin/uv pip compile --quiet --no-config --universal --fork-strategy fewest --python-version 3.11 \
-	--generate-hashes --custom-compile-command 'make lock' --group build $(UPGRADE) pyproject.toml
+	--generate-hashes --no-strip-extras --custom-compile-command 'make lock' --group build $(UPGRADE) pyproject.toml
 
 lock:
 	$(PYTHON) -m venv $(VENV)/lock

@@ -9,23 +9,28 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from types import FrameType
+from typing import get_args
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
+from app import metrics
 from app.api import health as ops
 from app.api import labels, models, pages, predict, predictions, quality
 from app.api.predict_batch import make_batcher
 from app.database.pool import DatabaseUnreachableError, open_database_url, open_pool
 from app.errors import ScorekeeperError, StartupError
-from app.jobs import STALE_INTERVALS, Jobs, JobSettings, open_scheduler, schedule_jobs
+from app.jobs import STALE_INTERVALS, Jobs, JobSettings, schedule_jobs
 from app.logs import AccessLog, configure_logging, open_access_log
 from app.open_inference.routes import OPEN_INFERENCE_ROUTES
 from app.openapi import document as openapi
+from app.prediction_log.failures import FailureKind
 from app.prediction_log.log import open_log
+from app.quality.labels import Outcome
 from app.quality.refresh import QualitySettings
+from app.scheduling import open_scheduler
 from app.serving.batching import open_executor
 from app.serving.loading import load_models
 from app.serving.pins import read_pins
@@ -36,6 +41,7 @@ from app.state import STATE_KEY, Lifecycle, Scoreboard, State
 from app.tasks import stop_server
 from app.web.problem import render_error, render_http_exception
 from app.web.requests import ACCESS_LOG_KEY, RequestMiddleware
+from app.web.series import begin_series_of_routes
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +81,7 @@ async def _lifespan(app: Starlette) -> AsyncIterator[dict[str, State | AccessLog
     """Open everything in dependency order; close it in reverse order at exit."""
     settings = Settings.from_env()
     configure_logging(settings.log_format)
+    _begin_series()
     loaded, pins_file = load_models(settings.model_dir, settings.default_model), settings.data_dir / "pins.json"
     repository = ModelRepository(loaded.default_model, read_pins(pins_file))
     quality_settings = QualitySettings(
@@ -122,6 +129,15 @@ async def _lifespan(app: Starlette) -> AsyncIterator[dict[str, State | AccessLog
                 with _stop_gently(lifecycle):
                     logger.info("ready: %d model(s), default %s", len(repository.all()), repository.default_model)
                     yield {STATE_KEY: state, ACCESS_LOG_KEY: access_log}
+
+
+def _begin_series() -> None:
+    """Let every counter begin at 0 with the labels that it can have; those of a version begin when it is loaded."""
+    begin_series_of_routes(ROUTES)
+    for outcome in get_args(Outcome):
+        metrics.LABELS.labels(outcome)
+    for kind in get_args(FailureKind):
+        metrics.LOG_FAILURES.labels(kind)
 
 
 async def _prepare_database(jobs: Jobs, durability: Durability) -> None:

@@ -1,27 +1,32 @@
-"""The jobs, and when the scheduler runs them. A job counts its own failures: APScheduler only logs them."""
+"""The jobs, and when they run. A job counts its own failures: APScheduler only logs them."""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import get_args
 
 import asyncpg
-from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from prometheus_client import Counter
 
 from app import metrics
 from app.database.migrate import prepare_schema
-from app.database.pool import ConnectionFailure, borrow_connection, check_server, describe_connection_error
+from app.database.pool import (
+    ConnectionFailure,
+    DatabaseUnreachableError,
+    borrow_connection,
+    check_server,
+    describe_connection_error,
+)
 from app.errors import StartupError, UnavailableError
 from app.measures.measure import QualityState
+from app.prediction_log.failures import explain_job_failure
 from app.prediction_log.partitions import drop_old_partitions, make_partitions_ahead
 from app.quality.label_status_queries import read_label_status
 from app.quality.label_sweep import sweep_pending
 from app.quality.queries import fetch_results, read_check
 from app.quality.refresh import KnownVersion, QualitySettings, refresh_results
+from app.scheduling import ScheduledJob, Work
 from app.serving.model import Model
 from app.serving.queries import fetch_versions, register_version
 from app.serving.repository import ModelRepository
@@ -47,8 +52,8 @@ MODEL_INTERVAL = timedelta(seconds=2)
 REGISTER_SECONDS = 5.0
 """To register a version in PostgreSQL; if it takes longer, the version is served first and registered later."""
 
-STOP_SECONDS = 5.0
-"""For running jobs to end when the server stops; then they are cancelled and their transactions rolled back."""
+CLOCK_INTERVAL = timedelta(seconds=5)
+"""Between two readings of the database's clock, which cost a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,7 @@ class Jobs:
         except ConnectionFailure as error:
             raise StartupError(describe_connection_error(self._url, error)) from error
         self._lifecycle.note_schema(schema)
+        await self.read_clock()
 
     async def register_model(self, model: Model) -> bool:
         """Register a version; return False if it is registered with other classes. Raises UnavailableError."""
@@ -109,38 +115,62 @@ class Jobs:
 
     async def sweep_labels(self) -> None:
         """Apply labels that came before their prediction was stored, drop those that are too old, count the others."""
-        with survive("pending labels could not be applied", metrics.LABEL_SWEEP_FAILURES):
-            async with self._pool.acquire(timeout=5) as connection:
-                await sweep_pending(connection)
-                labels = await read_label_status(connection)
-            self._scoreboard.labels = labels
-            metrics.PENDING_LABELS.value, metrics.REJECTED_LABELS.value = labels.pending, labels.rejected
+        error = await attempt("pending labels could not be applied", self._sweep, metrics.LABEL_SWEEP_FAILURES)
+        self._note_job("label_job_failed", "labels that came before their prediction are not applied", error)
+
+    async def _sweep(self) -> None:
+        async with self._pool.acquire(timeout=5) as connection:
+            await sweep_pending(connection)
+            labels = await read_label_status(connection)
+        self._scoreboard.labels = labels
+        metrics.PENDING_LABELS.value, metrics.REJECTED_LABELS.value = labels.pending, labels.rejected
 
     async def refresh_quality(self) -> None:
         """Compute the results unless another replica does; export the stored results, or the last ones read."""
-        with survive("the quality job failed", metrics.QUALITY_FAILURES):
-            loaded = {(served.model.name, served.model.version) for served in self._repository.all()}
-            async with self._pool.acquire(timeout=5) as connection:
-                versions = [KnownVersion(*row) for row in await fetch_versions(connection)]
-            await refresh_results(self._pool, self._settings.quality, versions, loaded, self._settings.f1_interval / 2)
-        with survive("the quality results could not be read, the last known ones are kept", metrics.QUALITY_FAILURES):
-            await self._read_results()
+        failed = await attempt("the quality job failed", self._compute_results)
+        unread = await attempt("the quality results could not be read, the last known are kept", self._read_results)
+        if error := failed or unread:
+            metrics.QUALITY_FAILURES.inc()
+        self._note_job("quality_job_failed", "the quality numbers are not computed", error)
         _export_results(self._scoreboard, self._settings.quality.objective)
+
+    async def _compute_results(self) -> None:
+        loaded = {(served.model.name, served.model.version) for served in self._repository.all()}
+        async with self._pool.acquire(timeout=5) as connection:
+            versions = [KnownVersion(*row) for row in await fetch_versions(connection)]
+        await refresh_results(self._pool, self._settings.quality, versions, loaded, self._settings.f1_interval / 2)
 
     async def _read_results(self) -> None:
         async with self._pool.acquire(timeout=5) as connection:
             results = await fetch_results(connection, self._settings.quality.window_names)
             _, mismatch = await read_check(connection)
         # Nothing waits between here and the export: GET /quality and the gauges always show the same results.
-        self._scoreboard.results, metrics.LEDGER_MISMATCH.value = results, mismatch
+        self._scoreboard.note_results(results)
+        metrics.LEDGER_MISMATCH.value = mismatch
 
     async def keep_partitions(self) -> None:
         """Make partitions for the coming days and drop old ones; the log makes a missing partition itself."""
-        with survive("partitions could not be made ahead, or old ones not dropped", metrics.PARTITION_FAILURES):
-            made = await make_partitions_ahead(self._pool, timeout=5)
-            dropped = await drop_old_partitions(self._pool, self._settings.retention_days, timeout=5)
-            if made or dropped:
-                logger.info("made %d partitions, dropped %d", made, dropped)
+        what = "partitions could not be made ahead, or old ones not dropped"
+        error = await attempt(what, self._make_and_drop_partitions, metrics.PARTITION_FAILURES)
+        self._note_job("partition_job_failed", what, error)
+
+    async def _make_and_drop_partitions(self) -> None:
+        made = await make_partitions_ahead(self._pool, timeout=5)
+        dropped = await drop_old_partitions(self._pool, self._settings.retention_days, timeout=5)
+        if made or dropped:
+            logger.info("made %d partitions, dropped %d", made, dropped)
+
+    def _note_job(self, code: str, what: str, error: Exception | None) -> None:
+        """Note for /health that a job failed, or that it succeeded."""
+        self._lifecycle.note_job(code, None if error is None else f"{what}: {explain_job_failure(error)}")
+
+    async def read_clock(self) -> None:
+        """Read the database's clock; while that fails, the monotonic clock tells its time."""
+        try:
+            async with self._pool.acquire(timeout=5) as connection:
+                await self._scoreboard.clock.read(connection)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            logger.debug("the database's clock cannot be read: %s", error)
 
     async def watch_database(self) -> None:
         """Prepare the database if it was unreachable at the start, or if its schema was behind."""
@@ -150,78 +180,45 @@ class Jobs:
             await self.prepare_database()
         except (StartupError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             logger.warning("the database cannot be prepared yet: %s", error)
+            if not isinstance(error, DatabaseUnreachableError):
+                self._lifecycle.note_refusal()
         else:
             if self._lifecycle.database_trouble is None:
                 logger.info("the database is prepared")
 
 
-@contextmanager
-def survive(what: str, failures: Counter) -> Iterator[None]:
-    """Count a failure and carry on: log one line for a PostgreSQL error, a traceback for a bug."""
+async def attempt(what: str, work: Work, failures: Counter | None = None) -> Exception | None:
+    """Do work; count a failure and return it. Log one line for a PostgreSQL error, a traceback for a bug."""
     try:
-        yield
+        await work()
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        failures.inc()
         logger.warning("%s: %s: %s", what, type(error).__name__, error)
-    except Exception:
-        failures.inc()
+        failure: Exception = error
+    except Exception as error:
         logger.exception("%s", what)
-
-
-Work = Callable[[], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class ScheduledJob:
-    """Work to do once per `interval`, for the first time `delay` after the start."""
-
-    work: Work
-    interval: timedelta
-    delay: timedelta = timedelta(0)
+        failure = error
+    else:
+        return None
+    if failures is not None:
+        failures.inc()
+    return failure
 
 
 def schedule_jobs(jobs: Jobs, look_for_models: Work, f1_interval: timedelta) -> list[ScheduledJob]:
     """Return each job with its interval and the delay of its first run.
 
-    Labels are swept a quarter of an interval before each refresh but the first. So a label that came before its row is
-    counted within five quarters of an interval after the row is stored, and a slow sweep does not delay a refresh.
+    Labels are swept a quarter of an interval before each refresh but the first, so a slow sweep does not delay a
+    refresh. A label that came before its row is counted within five quarters of an interval after its next try. The
+    pause between two tries is half the label's age, at most an hour: a label that has waited long is counted later.
     """
     return [
         ScheduledJob(jobs.refresh_quality, f1_interval),
         ScheduledJob(jobs.sweep_labels, f1_interval, delay=f1_interval * 3 / 4),
         ScheduledJob(jobs.keep_partitions, PARTITION_INTERVAL),
         ScheduledJob(jobs.watch_database, DATABASE_INTERVAL),
+        ScheduledJob(jobs.read_clock, CLOCK_INTERVAL),
         ScheduledJob(look_for_models, MODEL_INTERVAL),
     ]
-
-
-@asynccontextmanager
-async def open_scheduler(schedule: Sequence[ScheduledJob], stop_seconds: float = STOP_SECONDS) -> AsyncIterator[None]:
-    """Run jobs until exit, each at most once at a time. Exit waits for running jobs, then cancels them."""
-    scheduler = AsyncIOScheduler(timezone=UTC, job_defaults={"coalesce": True, "misfire_grace_time": None})
-    running: set[asyncio.Task[None]] = set()
-
-    async def run(work: Work) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        running.add(task)
-        try:
-            await work()
-        finally:
-            running.discard(task)
-
-    started_at = datetime.now(UTC)
-    for job in schedule:
-        seconds, first = job.interval.total_seconds(), started_at + job.delay
-        scheduler.add_job(run, "interval", args=(job.work,), seconds=seconds, next_run_time=first)
-    scheduler.start()
-    try:
-        yield
-    finally:
-        scheduler.pause()
-        if running:
-            await asyncio.wait(running, timeout=stop_seconds)
-        scheduler.shutdown(wait=False)
 
 
 def _export_results(scoreboard: Scoreboard, objective: float | None) -> None:
@@ -229,7 +226,6 @@ def _export_results(scoreboard: Scoreboard, objective: float | None) -> None:
     for gauge in (*metrics.MODEL_MEASURES.values(), metrics.MODEL_QUALITY_STATE):
         gauge.clear()
     metrics.MODEL_F1_OBJECTIVE.value = objective
-    now = datetime.now(UTC)
     for result in scoreboard.results:
         if result.role != "live":
             continue
@@ -239,6 +235,6 @@ def _export_results(scoreboard: Scoreboard, objective: float | None) -> None:
             if value is not None:
                 gauge.labels(*names).set(value)
         for state in STATES:
-            metrics.MODEL_QUALITY_STATE.labels(*names, state).set(state == scoreboard.find_state(result, now))
+            metrics.MODEL_QUALITY_STATE.labels(*names, state).set(state == scoreboard.find_state(result))
     if scoreboard.results:
         metrics.QUALITY_LAST_SUCCESS.set(max(result.computed_at for result in scoreboard.results).timestamp())

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from app import asgi, jobs
+from app import asgi, scheduling
 from app.asgi import ROUTES
 from app.commands.parser import parse_arguments
 from app.database import pool
@@ -178,7 +178,7 @@ def test_server_has_time_to_stop() -> None:
     longest = (
         asgi.STOP_DELAY_SECONDS
         + Limits().graceful_seconds
-        + jobs.STOP_SECONDS
+        + scheduling.STOP_SECONDS
         + spooled_log.DRAIN_SECONDS
         + pool.CLOSE_TIMEOUT_SECONDS
     )

@@ -9,8 +9,9 @@ import asyncpg
 import pytest
 from prometheus_client import REGISTRY
 
-from app.jobs import STOP_SECONDS, ScheduledJob, open_scheduler, schedule_jobs
+from app.jobs import schedule_jobs
 from app.quality.labels import take_labels
+from app.scheduling import STOP_SECONDS, MonotonicInterval, ScheduledJob, open_scheduler
 from tests.support.jobs import WINDOWS, open_jobs
 from tests.support.processes import wait_until
 from tests.support.records import count_rows, make_label, make_record, register_demo, store
@@ -171,6 +172,28 @@ async def test_failed_sweep_is_counted_by_itself_and_holds_up_no_results(
     assert [read_counter(name) - count for name, count in zip(names, before, strict=True)] == [1, 0]
     assert [message.partition(":")[0] for message in caplog.messages] == ["pending labels could not be applied"]
     assert await count_rows(connection, "quality_result") == len(WINDOWS)
+
+
+NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("step", [timedelta(0), -HOUR, HOUR, timedelta(days=3650)])
+def test_next_run_is_an_interval_away_whatever_the_wall_clock_says(step: timedelta) -> None:
+    trigger = MonotonicInterval(HOUR, timedelta(0))
+    first = trigger.get_next_fire_time(None, NOON)
+
+    following = [trigger.get_next_fire_time(at, NOON + step) for at in (first, NOON + step)]
+
+    assert abs(first - NOON) < timedelta(seconds=10)
+    assert [abs(at - NOON - step - HOUR) < timedelta(seconds=10) for at in following] == [True, True]
+
+
+def test_run_that_comes_early_because_the_clock_was_set_forward_is_an_additional_one() -> None:
+    trigger = MonotonicInterval(HOUR, delay=HOUR / 2)
+
+    following = trigger.get_next_fire_time(NOON + HOUR / 2, NOON + 2 * HOUR)
+
+    assert abs(following - NOON - 2.5 * HOUR) < timedelta(seconds=10)
 
 
 async def test_labels_are_swept_shortly_before_each_refresh(database_url: str) -> None:

@@ -3,6 +3,7 @@
 import re
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,25 @@ def test_tests_run_with_the_versions_that_are_released() -> None:
     assert {name: tested.get(name) for name in released} == released
 
 
+@every_lock
+def test_entry_names_the_extras_that_others_ask_for(lock: str) -> None:
+    """pip up to 23.2 looks at the newest release for an extra that the lock leaves out, and refuses it: no hash."""
+    names = read_lock(lock)
+    locked = dict(re.findall(r"^([A-Za-z0-9._-]+)(\[[^]]+\])?==", (ROOT / lock).read_text(), re.MULTILINE))
+    asked = [Requirement(line) for line in PROJECT["dependencies"]]
+    for name in names:
+        asked += [Requirement(line) for line in list_requirements(name)]
+
+    wanted = {
+        (canonicalize_name(entry.name), extra)
+        for entry in asked
+        if canonicalize_name(entry.name) in names and (entry.marker is None or entry.marker.evaluate({"extra": ""}))
+        for extra in entry.extras
+    }
+    assert ("sqlalchemy", "asyncio") in wanted
+    assert {(name, extra) for name, extra in wanted if extra not in locked[name].strip("[]").split(",")} == set()
+
+
 def test_package_is_built_by_a_locked_version_in_the_range_of_its_build_system() -> None:
     [builder] = PYTHON["build-system"]["requires"]
 
@@ -56,9 +76,17 @@ def test_package_is_built_by_a_locked_version_in_the_range_of_its_build_system()
 
 def read_lock(lock: str) -> dict[str, Version]:
     """Return each package's version; a package that is locked twice fails."""
-    entries = re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", (ROOT / lock).read_text(), re.MULTILINE)
+    entries = re.findall(r"^([A-Za-z0-9._-]+)(?:\[[^]]+\])?==(\S+)", (ROOT / lock).read_text(), re.MULTILINE)
     assert len(dict(entries)) == len(entries), "a package is locked twice"
     return {canonicalize_name(name): Version(version) for name, version in entries}
+
+
+def list_requirements(name: str) -> list[str]:
+    """Return what an installed package asks for; nothing for a package that this platform does not have."""
+    try:
+        return distribution(name).requires or []
+    except PackageNotFoundError:
+        return []
 
 
 def list_extra(extra: str) -> Iterator[Requirement]:

@@ -158,3 +158,21 @@ async def test_floats_are_refused_for_integers(shared: Refusing) -> None:
 
     assert answer.status_code == 400
     assert "the model takes INT64" in read_error(answer)
+
+
+@shared_loop
+@pytest.mark.parametrize("name", ["logits", "one-logit"])
+async def test_output_is_named_after_the_probabilities_when_the_graph_has_logits(shared: Refusing, name: str) -> None:
+    family = FAMILIES[name]()
+    inputs = await make_inputs(shared, name, family)
+
+    described = (await shared.client.get(f"/v2/models/{name}")).json()["outputs"]
+    configured = (await shared.client.get(f"/v2/models/{name}/config")).json()["output"]
+    answer = (await shared.client.post(f"/v2/models/{name}/infer", json={"inputs": inputs})).json()
+    refused = await shared.post(f"/v2/models/{name}/infer", {"inputs": inputs, "outputs": [{"name": "p"}]})
+
+    for outputs in (described, configured, answer["outputs"]):
+        assert [one["name"] for one in outputs] == ["probabilities", "label"]
+    sums = np.reshape(answer["outputs"][0]["data"], answer["outputs"][0]["shape"]).sum(axis=1)
+    np.testing.assert_allclose(sums, 1, atol=1e-6)
+    assert (refused.status_code, read_error(refused)) == (400, "no output 'p'; the outputs are probabilities, label")

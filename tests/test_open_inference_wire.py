@@ -1,5 +1,6 @@
 """The Open Inference Protocol's bodies, without a server: what is read, what is refused, what is written."""
 
+import base64
 import gzip
 import json
 import struct
@@ -119,6 +120,69 @@ def test_members_that_are_not_known_are_ignored() -> None:
     request = decode(encode(make_input(data=[1, 2], extra=1), model_name="m", id="7", outputs=[]))
 
     assert (request.id, request.outputs) == ("7", {})
+
+
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "column": (
+        make_input(shape=(3, 1), data=[1, "a", 3]),
+        "FP32 of this shape: Expected `float | null`, got `str` at data[1]",
+    ),
+    "column of columns": (make_input(shape=(3, 1), data=[[1], [2], ["a"]]), "got `str` at data[2][0]"),
+    "row": (make_input(shape=(1, 2), data=[[1, True]]), "got `bool` at data[0][1]"),
+    "vector": (make_input("INT64", shape=(2,), data=[1, 2.5]), "Expected `int`, got `float` at data[1]"),
+    "nested too little": (make_input(shape=(2, 1), data=[[1], 2]), "Expected `array`, got `int` at data[1]"),
+}
+
+
+@pytest.mark.parametrize(("tensor", "detail"), FAULTS.values(), ids=FAULTS)
+def test_wrong_element_is_told_with_its_place(tensor: dict[str, Any], detail: str) -> None:
+    with pytest.raises(MalformedBodyError) as refused:
+        decode(encode(tensor))
+
+    assert str(refused.value).endswith(detail)
+
+
+BASE64 = {"content_type": "base64"}
+
+
+def test_texts_in_base64_are_decoded() -> None:
+    texts = ["größe", "", "a" * 100]
+    data = [base64.b64encode(text.encode()).decode() for text in texts]
+
+    (tensor,) = decode(encode(make_input("BYTES", (3, 1), data=data, parameters=BASE64))).inputs
+
+    assert tensor.array.tolist() == [[text] for text in texts]
+
+
+def test_binary_texts_in_base64_are_decoded() -> None:
+    element = base64.b64encode("größe".encode())
+    blob = struct.pack("<I", len(element)) + element
+    head = encode(make_input("BYTES", (1,), parameters=BASE64 | {"binary_data_size": len(blob)}))
+
+    (tensor,) = decode_request(head + blob, len(head)).inputs
+
+    assert tensor.array.tolist() == ["größe"]
+
+
+NOT_BASE64: dict[str, bytes] = {
+    "other signs": encode(make_input("BYTES", (1,), data=["größe"], parameters=BASE64)),
+    "length": encode(make_input("BYTES", (1,), data=["abc"], parameters=BASE64)),
+    "bytes": encode(make_input("BYTES", (1,), data=["/w=="], parameters=BASE64)),
+    "numbers": encode(make_input("FP32", (1,), data=[1], parameters=BASE64)),
+    "request": encode(make_input("BYTES", (1,), data=["YQ=="]), parameters=BASE64),
+}
+
+
+@pytest.mark.parametrize("body", NOT_BASE64.values(), ids=NOT_BASE64)
+def test_what_cannot_be_decoded_as_base64_is_refused(body: bytes) -> None:
+    with pytest.raises(MalformedBodyError, match=r"(?i)base64"):
+        decode(body)
+
+
+def test_missing_text_is_kept() -> None:
+    (tensor,) = decode(encode(make_input("BYTES", (1, 2), data=["a", None]))).inputs
+
+    assert tensor.array.tolist() == [["a", None]]
 
 
 def test_null_becomes_nan() -> None:

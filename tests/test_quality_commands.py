@@ -7,7 +7,6 @@ from datetime import UTC, date, datetime, timedelta
 
 import asyncpg
 import pytest
-from prometheus_client import REGISTRY
 from rich.console import Console
 
 from app.commands.parser import parse_arguments
@@ -19,6 +18,7 @@ from app.quality.labels import take_labels
 from tests.support.ledger import assert_exact, fold, read_ledger
 from tests.support.processes import ROOT, run_app
 from tests.support.records import count_rows, insert_records, make_label, make_record, register_demo, store
+from tests.support.rules import list_exported
 
 NOW = datetime.now(UTC)
 
@@ -160,8 +160,7 @@ def test_days_of_the_command_line_are_dates() -> None:
 def test_every_state_and_metric_of_quality_is_documented() -> None:
     operations = (ROOT / "docs" / "operations.md").read_text()
     section = operations.partition("## Quality")[2].partition("\n## ")[0]
-    families = list(REGISTRY.collect())
-    existing = {one.name for one in families} | {f"{one.name}_total" for one in families if one.type == "counter"}
+    existing = {name.removesuffix("_count") for name in list_exported()}
 
     assert set(re.findall(r"^\| `([a-z_]+)` \| (?!.*\*\*)", section, re.MULTILINE)) >= set(STATES)
     assert set(re.findall(r"`(model_[a-z0-9_]+)`", section)) <= existing

@@ -17,13 +17,17 @@ from sklearn.metrics import f1_score
 from sklearn.tree import DecisionTreeClassifier
 
 from app import metrics
-from app.jobs import survive
+from app.database.pool import open_pool
+from app.jobs import attempt
+from app.quality.queries import read_check
+from app.quality.refresh import QualitySettings, refresh_results
 from app.settings import F1Average
+from app.state import Scoreboard
 from tests.conftest import OpenClient
 from tests.support.exposition import read_samples
 from tests.support.jobs import WINDOWS, open_jobs
 from tests.support.processes import find_free_port, wait_until
-from tests.support.records import count_rows, make_record, register_demo, store
+from tests.support.records import count_rows, fetch_known, make_record, register_demo, store
 
 EXPORT_ROWS = """
 SELECT p.predicted_class, l.label FROM prediction_log p JOIN prediction_label l USING (prediction_id)
@@ -310,24 +314,92 @@ async def test_job_says_by_how_many_rows_the_ledger_is_wrong(
     assert REGISTRY.get_sample_value("model_quality_ledger_mismatch_rows") == wrong_by
 
 
-def test_bug_in_a_job_is_counted_and_told_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+async def test_bug_in_a_job_is_counted_and_told_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
     before = count_failures()
 
-    with survive("a job failed", metrics.QUALITY_FAILURES):
+    async def divide() -> None:
         raise ZeroDivisionError
 
+    error = await attempt("a job failed", divide, metrics.QUALITY_FAILURES)
+
+    assert isinstance(error, ZeroDivisionError)
     assert count_failures() == before + 1
     [record] = caplog.records
     assert (record.levelname, record.getMessage()) == ("ERROR", "a job failed")
     assert record.exc_info is not None
 
 
-async def test_outage_is_a_line_of_the_log_each_time(caplog: pytest.LogCaptureFixture) -> None:
+async def test_outage_is_one_failure_with_a_line_for_each_part(caplog: pytest.LogCaptureFixture) -> None:
     before = count_failures()
 
     async with open_jobs(f"postgresql://user:secret@127.0.0.1:{find_free_port()}/mlops") as jobs:
         await jobs.refresh_quality()
 
-    assert count_failures() == before + 2
+    assert count_failures() == before + 1
     assert [(record.levelname, record.exc_info) for record in caplog.records] == [("WARNING", None)] * 2
     assert all("ConnectionRefusedError" in message and "secret" not in message for message in caplog.messages)
+
+
+QUALITY = QualitySettings(WINDOWS, average=None, min_labels=50, objective=None)
+
+
+@pytest.mark.usefixtures("stored_row")
+async def test_check_that_takes_too_long_is_no_failure_and_is_not_repeated_at_once(
+    database_url: str, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_pool(database_url, 2) as pool:
+        known = await fetch_known(connection)
+
+        async def refresh(check_seconds: float) -> bool:
+            return await refresh_results(pool, QUALITY, known, set(), timedelta(0), check_seconds)
+
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE prediction_log IN ACCESS EXCLUSIVE MODE")
+            refreshed = [await refresh(0.2), await refresh(0)]
+        _, unknown = await read_check(connection)
+        await connection.execute("UPDATE quality_check SET minute = minute - interval '31 minutes'")
+        await refresh(60)
+        _, mismatch_rows = await read_check(connection)
+
+    assert refreshed == [True, True]
+    assert (unknown, mismatch_rows) == (None, 0)
+    assert len([message for message in caplog.messages if "the check of the ledger took longer" in message]) == 1
+    assert await count_rows(connection, "quality_result") == len(WINDOWS)
+
+
+@pytest.mark.usefixtures("stored_row")
+async def test_health_says_that_no_replica_computes_the_numbers(
+    open_client: OpenClient, connection: asyncpg.Connection
+) -> None:
+    """Another replica holds the job's lock and does not end: this one's job does not fail."""
+    async with open_client(F1_INTERVAL_SECONDS="0.2") as client:
+
+        async def read_codes() -> list[str]:
+            return [reason["code"] for reason in (await client.get("/health")).json()["reasons"]]
+
+        async def has_results() -> bool:
+            return bool((await client.get("/quality")).json()["results"])
+
+        await wait_until(has_results)
+        await connection.execute(HOLD_JOB_LOCK)
+        await connection.execute("UPDATE quality_result SET computed_at = now() - interval '2 minutes'")
+
+        await wait_until(read_codes)
+        codes = await read_codes()
+        await connection.execute(FREE_JOB_LOCK)
+
+        async def is_well() -> bool:
+            return not await read_codes()
+
+        await wait_until(is_well)
+
+    assert codes == ["quality_stale"]
+
+
+async def test_hanging_job_is_trouble_when_no_results_were_ever_read() -> None:
+    scoreboard = Scoreboard(timedelta(0))
+
+    trouble = scoreboard.find_trouble()
+
+    assert trouble is not None
+    assert trouble.code == "quality_stale"

@@ -35,11 +35,14 @@ class World:
     default_model: str | None = "model"
     conflicting: set[str] = field(default_factory=set)
     is_away: bool = False
+    broken: set[str] = field(default_factory=set)
     registered: list[str] = field(default_factory=list)
 
     async def register(self, model: Model) -> bool:
         if self.is_away:
             raise UnavailableError("away")
+        if model.version in self.broken:
+            raise RuntimeError("an error that nobody expected")
         if model.version in self.conflicting:
             return False
         self.registered.append(model.version)
@@ -443,6 +446,73 @@ async def test_start_goes_on_when_one_version_has_other_classes(world: World) ->
     async with world.open() as (_, repository):
         assert list_versions(repository) == ["1"]
         assert list_codes(repository) == {"2": "model_conflict"}
+
+
+async def test_version_is_tried_again_when_loading_it_fails_unexpectedly(world: World) -> None:
+    world.broken = {"2"}
+    async with world.open() as (reloader, repository):
+        before = count_failures()
+        world.write("2", build_echo(2))
+        world.write("3", build_echo(2))
+        await look(reloader)
+
+        assert list_versions(repository) == ["1", "3"]
+        assert list_codes(repository) == {"2": "model_not_loadable"}
+        assert count_failures() == before + 1
+
+        await look(reloader)
+        assert count_failures() == before + 1  # not at each look: the log would be full of it
+
+        record = repository.open_record("model", "2")
+        assert record.retry_at is not None
+        record.retry_at = asyncio.get_running_loop().time()
+        await look(reloader)
+        assert count_failures() == before + 2
+
+        world.broken = set()
+        record.retry_at = asyncio.get_running_loop().time()
+        await look(reloader)
+        assert list_versions(repository) == ["1", "2", "3"]
+        assert list_codes(repository) == {}
+
+
+async def test_version_is_forgotten_when_its_file_goes_after_an_unexpected_failure(world: World) -> None:
+    world.broken = {"2"}
+    async with world.open() as (reloader, repository):
+        world.write("2", build_echo(2))
+        await look(reloader)
+        world.remove("2")
+        await look(reloader)
+
+        assert list_codes(repository) == {}
+        assert [record.version for record in repository.records()] == ["1"]
+
+
+async def test_operator_is_told_when_loading_fails_unexpectedly(world: World) -> None:
+    world.broken = {"2"}
+    async with world.open() as (reloader, repository):
+        world.write("2", build_echo(2))
+        with pytest.raises(RuntimeError):
+            await reloader.load("model", "2")
+
+        assert list_codes(repository) == {"2": "model_not_loadable"}
+
+
+def read_default(version: str) -> float | None:
+    return REGISTRY.get_sample_value("model_version_default", {"model": "model", "model_version": version})
+
+
+async def test_default_version_is_exported_when_it_changes(world: World) -> None:
+    async with world.open() as (reloader, _):
+        world.write("2", build_echo(2))
+        await look(reloader)
+        assert (read_default("1"), read_default("2")) == (0, 1)
+
+        await reloader.pin("model", "1")
+        assert (read_default("1"), read_default("2")) == (1, 0)
+
+        await reloader.unload("model", "2")
+        assert (read_default("1"), read_default("2")) == (1, None)
 
 
 async def test_pin_holds_when_a_higher_version_comes_and_after_a_restart(world: World) -> None:

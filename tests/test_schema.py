@@ -1,8 +1,6 @@
 """Alembic as an operator runs it: up, down, up again, several at a time, with a wrong address."""
 
 import asyncio
-import os
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,7 +14,8 @@ from app.errors import StartupError
 from app.quality.labels import take_labels
 from tests.conftest import execute
 from tests.support.ledger import assert_exact, read_ledger
-from tests.support.processes import ROOT, WAIT_SECONDS, find_free_port
+from tests.support.processes import ROOT, find_free_port
+from tests.support.programs import run_alembic
 from tests.support.records import make_label, make_record, register_demo, store
 
 SCHEMA = """
@@ -34,21 +33,6 @@ SELECT conname, 'constraint', NULL, pg_get_constraintdef(oid), NULL, NULL FROM p
 WHERE connamespace = 'public'::regnamespace
 ORDER BY 1, 2, 3
 """
-
-
-async def run_alembic(url: str, *arguments: str, cwd: Path = ROOT) -> tuple[int, str]:
-    """Run Alembic on a database to its end; return its status and what it wrote to stderr."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "alembic", "-c", str(ROOT / "alembic.ini"), *arguments),
-        env={**os.environ, "DATABASE_URL": url},
-        cwd=cwd,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(WAIT_SECONDS):
-        _, output = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, output.decode()
 
 
 async def read_schema(url: str) -> list[tuple[object, ...]]:
@@ -70,7 +54,7 @@ async def test_schema_is_the_same_after_it_was_taken_down(empty_database_url: st
     second_up = await run_alembic(empty_database_url, "upgrade", "head")
 
     assert [status for status, _ in (first_up, down, second_up)] == [0, 0, 0]
-    assert {name for name, *_ in left if not str(name).startswith("alembic_version")} == set()
+    assert {name for name, *_ in left if not str(name).startswith("scorekeeper_version")} == set()
     assert await read_schema(empty_database_url) == made
 
 
@@ -134,7 +118,7 @@ def test_head_revision_is_the_one_of_alembic() -> None:
 @pytest.mark.parametrize(("revision", "state"), [("0000", "behind"), ("9999", "ahead")])
 async def test_schema_state_compares_revisions(connection: asyncpg.Connection, revision: str, state: str) -> None:
     before = await read_schema_state(connection)
-    await connection.execute("UPDATE alembic_version SET version_num = $1", revision)
+    await connection.execute("UPDATE scorekeeper_version SET version_num = $1", revision)
 
     assert before == "current"
     assert await read_schema_state(connection) == state

@@ -179,6 +179,10 @@ CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM * F
 CREATE TRIGGER refuse BEFORE INSERT ON prediction_log FOR EACH ROW EXECUTE FUNCTION refuse()
 """
 
+DOUBLE_RETENTION = """
+ALTER TABLE prediction_retention DROP COLUMN one_row; INSERT INTO prediction_retention VALUES ('-infinity')
+"""
+
 SLEEPS = """
 CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(60); RETURN new; END$$;
 CREATE TRIGGER wait BEFORE INSERT ON prediction_log FOR EACH ROW EXECUTE FUNCTION wait();
@@ -201,6 +205,7 @@ SET statement_timeout = 20
         pytest.param(after("SET ROLE pg_monitor"), "configuration", id="no permission"),
         pytest.param(after(TRIGGER), "configuration", id="trigger"),
         pytest.param(after(LOOK_UP_FAILS), "configuration", id="statement of a trigger"),
+        pytest.param(after(DOUBLE_RETENTION), "configuration", id="two rows where one is meant"),
         pytest.param(after("SET default_transaction_read_only = on"), "transient", id="read only"),
         pytest.param(after(SLEEPS), "transient", id="cancelled"),
         pytest.param(after("SELECT pg_terminate_backend(pg_backend_pid())"), "transient", id="connection ended"),
@@ -218,7 +223,7 @@ async def test_failure_of_an_insert_is_classified(log: asyncpg.Connection, fail:
     [
         ("08000 08003 08006 57P01 57P02 57P03 53100 53200 53300 40001 40P01 55P03 57014 25006 58030", "transient"),
         ("XX000 XX001 99999", "transient"),
-        ("42P01 42703 42501 42883 42P10 3D000 28000 28P01 09000 P0001 P0004", "configuration"),
+        ("42P01 42703 42501 42883 42P10 3D000 28000 28P01 09000 P0001 P0004 21000 0A000 55000", "configuration"),
         ("22003 22P02 22P05 22021 23502 23505 23514", "poison"),
     ],
 )

@@ -5,11 +5,10 @@ from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
-from prometheus_client import REGISTRY
-from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app import metrics
 from app.errors import Reason
 from app.quality.label_status_queries import LabelStatus
 from app.serving.repository import ModelRepository
@@ -97,9 +96,11 @@ async def get_readiness(request: Request) -> Response:
 )
 async def expose_metrics(request: Request) -> Response:
     """Answer in the Prometheus text format, or in OpenMetrics if `Accept` asks for it."""
-    get_state(request.scope).log.export()
-    encode, content_type = choose_encoder(request.headers.get("accept", ""))
-    return Response(encode(REGISTRY), headers={"Content-Type": content_type})
+    state = get_state(request.scope)
+    state.log.export()
+    state.clock.export()
+    content, content_type = metrics.expose(request.headers.get("accept", ""))
+    return Response(content, headers={"Content-Type": content_type})
 
 
 def find_refusals(state: State) -> list[Reason]:
@@ -123,6 +124,8 @@ def _find_troubles(state: State) -> list[Reason]:
         reasons.append(trouble)
     if state.reloader.trouble is not None:
         reasons.append(state.reloader.trouble)
+    reasons += [found for found in (state.scoreboard.find_trouble(), state.clock.find_trouble()) if found]
+    reasons += state.lifecycle.job_troubles.values()
     return reasons + _find_label_troubles(state.scoreboard.labels) + find_model_troubles(state.repository)
 
 

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from app.api.label_schemas import describe_label_bodies
 from app.database.pool import borrow_connection
+from app.database.queries import read_time
 from app.errors import Fault, invalid
 from app.prediction_log.record import TEXT_LIMIT, is_storable
 from app.quality.label_classes import Rejection, decode_classes
@@ -27,7 +28,7 @@ from app.web.query import read_query
 MEDIA_TYPES = (b"application/json", b"application/x-ndjson")
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
-"""How far ahead of the server's clock a label's `observed_at` may be."""
+"""How far ahead of the database's clock a label's `observed_at` may be."""
 
 MOST_REJECTIONS = 20
 """Most rejected labels in an answer, unless the client asks for another number."""
@@ -53,7 +54,7 @@ class LabelBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     observed_at: Annotated[
         Annotated[datetime, Meta(tz=True)] | None,
         Meta(
-            description="When the class was observed: the newest label counts; null: when the server receives it",
+            description="When the class was observed: the newest counts; null: when it is received",
             examples=["2026-01-01T00:00:00Z"],
         ),
     ] = None
@@ -131,9 +132,10 @@ async def post_labels(request: Request) -> Response:
     query = read_query(request, LabelQuery)
     body = await read_body(request.scope, request.receive, state.max_body_bytes, MEDIA_TYPES)
     decode = _decode_lines if get_media_type(request.scope) == b"application/x-ndjson" else _decode_document
-    labels, pointers = await run_sized(body, _check_labels, decode, body, state.max_batch_rows, datetime.now(UTC))
+    labels, pointers = await run_sized(body, _check_labels, decode, body, state.max_batch_rows, state.clock.now())
     async with borrow_connection(state.pool) as connection:
-        taken = await take_labels(connection, labels)
+        now = await read_time(connection)
+        taken = await take_labels(connection, await run_sized(body, _date_labels, labels, now))
     return answer_json(_count_labels(taken, pointers, query.rejections))
 
 
@@ -183,6 +185,18 @@ def _make_label(given: LabelBody, received_at: datetime) -> Label:
     """Make the label that a client gave; without a time, it was observed when it was received."""
     observed_at = given.observed_at or received_at
     return Label(given.prediction_id, given.external_id, _spell_class(given.label), observed_at, received_at)
+
+
+def _date_labels(labels: Sequence[Label], now: datetime) -> list[Label]:
+    """Date labels by the database's clock, which all replicas share; without a time they were observed `now`."""
+    return [
+        msgspec.structs.replace(
+            label,
+            observed_at=now if label.observed_at == label.received_at else label.observed_at,
+            received_at=now,
+        )
+        for label in labels
+    ]
 
 
 def find_label_faults(given: LabelBody, now: datetime) -> Iterator[tuple[str, str, str]]:

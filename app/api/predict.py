@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.predict_batch import Answer, OnAnswer, Prediction, Predictions, PredictJob, answer_error, settle_future
-from app.api.predict_rows import read_features
+from app.api.predict_rows import describe_row_limit, read_features
 from app.api.predict_schemas import describe_predict_body
 from app.errors import Fault, invalid
 from app.prediction_log.record import TEXT_LIMIT, is_storable
@@ -51,18 +51,26 @@ def predict(headers: Headers, body: bytes, state: State, request_id: str, on_ans
     rows -> `on_answer`. Return the job, so that it can be abandoned when its client goes; None: there is no job (yet).
     """
     if len(body) < LARGE_BODY_BYTES:
-        return _submit(partial(_read_job, headers, body, state, request_id, on_answer), state, request_id, on_answer)
+        return _submit(_read_job, headers, body, state, request_id, on_answer)
     # A large body takes more than a millisecond to read: a thread does it, not the event loop.
     reading = state.loop.run_in_executor(None, _read_job, headers, body, state, request_id, on_answer)
-    reading.add_done_callback(lambda _: _submit(reading.result, state, request_id, on_answer))
+    reading.add_done_callback(
+        lambda _: _submit(lambda *_: reading.result(), headers, body, state, request_id, on_answer)
+    )
     return None
 
 
 def _submit(
-    read: Callable[[], tuple[ServedModel, PredictJob]], state: State, request_id: str, on_answer: OnAnswer
+    read: Callable[[Headers, bytes, State, str, OnAnswer], tuple[ServedModel, PredictJob]],
+    headers: Headers,
+    body: bytes,
+    state: State,
+    request_id: str,
+    on_answer: OnAnswer,
 ) -> PredictJob | None:
+    """Read the request's job and give it to the batcher of its model; answer the error if one of them fails."""
     try:
-        served, job = read()
+        served, job = read(headers, body, state, request_id, on_answer)
         served.batcher.submit(job)
     except Exception as error:  # a fault of the request, or a bug, which `answer_error` logs
         state.loop.call_soon(on_answer, answer_error(error, request_id))
@@ -78,7 +86,10 @@ def _read_job(
     asked = _decode_predict(body)
     rows = _list_rows(asked, state.max_batch_rows)
     served = state.repository.get(asked.model, None if asked.version is None else str(asked.version))
-    values = read_features(rows, served.model.signature, lambda: _list_pointers(asked))
+    signature = served.model.signature
+    if len(rows) > signature.max_rows:
+        raise invalid(Fault("/instances", "batch_size", describe_row_limit(len(rows), signature)))
+    values = read_features(rows, signature, lambda: _list_pointers(asked))
     many = not isinstance(asked.instances, UnsetType)
     return served, PredictJob(values, _list_external_ids(asked), request_id, many, on_answer)
 

@@ -28,6 +28,14 @@ def read_features(rows: Sequence[Row], signature: Signature, pointers: Pointers)
     return ordered if signature.number_limit is not None else _spell_integers(ordered, signature)
 
 
+def describe_row_limit(rows: int, signature: Signature) -> str:
+    """Say that a request has more rows than this model allows, and why it allows so few."""
+    return (
+        f"{rows} rows, this model allows 1 to {signature.max_rows}, because a row has {len(signature.features)} "
+        f"features and {len(signature.classes)} classes"
+    )
+
+
 def _are_allowed(values: list[Value], signature: Signature) -> bool:
     limit = signature.number_limit
     if limit is not None and NUMBER_TYPES.issuperset(map(type, values)):

@@ -42,7 +42,8 @@ def _make_model_schemas(struct: type[msgspec.Struct], deployment: Deployment) ->
         row = refer(f"{stem}.Row")
         components[f"{stem}.Row"] = _make_row_schema(shape)
         components[f"{stem}.One"] = _make_body_schema(shape, members, "features", row)
-        rows = {"type": "array", "items": row, "minItems": 1, "maxItems": deployment.max_rows}
+        most = min(deployment.max_rows, shape.max_rows)
+        rows = {"type": "array", "items": row, "minItems": 1, "maxItems": most}
         components[f"{stem}.Many"] = _make_body_schema(shape, members, "instances", rows)
     bodies = [refer(name) for name in components if not name.endswith(".Row")]
     return {"PredictRequest": {"description": struct.__doc__, "anyOf": bodies}, **components}
@@ -75,7 +76,8 @@ def _make_row_schema(shape: ModelShape) -> Schema:
 
 def _make_feature_schema(feature: FeatureShape) -> Schema:
     if feature.kind == "text":
-        return {"type": "string", "maxLength": FEATURE_TEXT_LIMIT, **NO_NUL}
+        text = {"maxLength": FEATURE_TEXT_LIMIT, **NO_NUL}
+        return {"type": ["string", "null"] if feature.missing_allowed else "string", **text}
     if feature.kind == "boolean":
         return {"type": "boolean"}
     bounds = {"minimum": feature.low, "maximum": feature.high}

@@ -1,6 +1,6 @@
 """GET /quality, /quality/history, /quality/counts: results per version and window, past results, their counts."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Annotated
 
 import msgspec
@@ -53,9 +53,8 @@ async def get_quality(request: Request) -> Response:
         async with borrow_connection(state.pool) as connection:
             versions = [KnownVersion(*row) for row in await fetch_versions(connection)]
             results = await score_period(connection, state.quality, versions, query.since, query.until)
-    now = datetime.now(UTC)
     shown = [
-        _describe_result(result, state, now)
+        _describe_result(result, state)
         for result in results
         if query.model in (None, result.model_name)
         and query.version in (None, result.model_version)
@@ -64,10 +63,10 @@ async def get_quality(request: Request) -> Response:
     return answer_json(QualityResults(shown))
 
 
-def _describe_result(result: QualityResult, state: State, now: datetime) -> Quality:
+def _describe_result(result: QualityResult, state: State) -> Quality:
     """Return a result as it is answered; undefined measures are null."""
     measures = msgspec.structs.asdict(result.measures)
-    measures |= {"state": state.scoreboard.find_state(result, now), "confusion": result.confusion, "role": result.role}
+    measures |= {"state": state.scoreboard.find_state(result), "confusion": result.confusion, "role": result.role}
     return Quality(
         model=result.model_name,
         model_version=result.model_version,
@@ -103,7 +102,7 @@ class HistoryQuery(msgspec.Struct):
 async def get_history(request: Request) -> Response:
     """Answer past results, newest first: one for each minute of the last day, one for each hour before."""
     query, state = read_query(request, HistoryQuery), get_state(request.scope)
-    until = query.until or datetime.now(UTC)
+    until = query.until or state.clock.now()
     since = query.since or until - timedelta(days=1)
     names = (query.model, query.version, query.role, query.window)
     async with borrow_connection(state.pool) as connection:

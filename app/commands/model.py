@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.commands.arguments import Commands, at_least
+from app.commands.model_files import find_model_file
 from app.errors import StartupError
 from app.files import write_file
 from app.serving.features import Value
@@ -20,6 +21,7 @@ from app.serving.loading import read_model_file
 from app.serving.metadata import METADATA_KEYS
 from app.serving.model import Model
 from app.serving.signature import decision_rule
+from app.serving.weights import join_weights
 
 
 def add_parser(commands: Commands) -> argparse.ArgumentParser:
@@ -27,9 +29,11 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
     parser = commands.add_parser("model", help="show how the server reads a model file, or add metadata to it")
     actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
     inspect = actions.add_parser("inspect", help="show how the server reads the file, with a request to try")
-    inspect.add_argument("file", type=Path, metavar="FILE", help="an ONNX file")
-    pack = actions.add_parser("pack", help="add metadata and write the file, if the server can load the result")
-    pack.add_argument("file", type=Path, metavar="FILE", help="an ONNX file")
+    inspect.add_argument("file", type=Path, metavar="FILE", help="an ONNX file, or the directory in which it is")
+    pack = actions.add_parser(
+        "pack", help="add metadata, join weights of other files, and write the file, if the server can load the result"
+    )
+    pack.add_argument("file", type=Path, metavar="FILE", help="an ONNX file, or the directory in which it is")
     pack.add_argument("--output", type=Path, required=True, metavar="FILE", help="the file to write; may be the same")
     pack.add_argument("--feature-names", metavar="A,B,...", help="in the order of the inputs; or a JSON array")
     pack.add_argument("--classes", metavar="A,B,...", help="in the order of the probabilities; or a JSON array")
@@ -42,6 +46,12 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         help="predict the positive class from this score on",
     )
     pack.add_argument("--missing-values", choices=["allowed", "refused"], help="allowed: null becomes NaN")
+    pack.add_argument(
+        "--missing-text", metavar="TEXT", help="what a missing text becomes, such as nan; null is allowed"
+    )
+    pack.add_argument(
+        "--probability-output", metavar="NAME", help="of several outputs, the one that has the probabilities"
+    )
     pack.add_argument("--output-kind", choices=["probabilities", "logits"], help="what the graph returns")
     pack.add_argument("--example", metavar="JSON", help="a row that the model accepts, as array or object")
     pack.add_argument("--training-f1", type=at_least(0, float, at_most=1), help="F1 on held-out rows")
@@ -65,6 +75,8 @@ class Packing:
     positive_class: str | None = None
     decision_threshold: float | None = None
     missing_values: str | None = None
+    missing_text: str | None = None
+    probability_output: str | None = None
     output_kind: str | None = None
     example: str | None = None
     training_f1: float | None = None
@@ -77,6 +89,8 @@ class Packing:
             "positive_class": None if self.positive_class is None else json.dumps(self.positive_class),
             "decision_threshold": None if self.decision_threshold is None else repr(self.decision_threshold),
             "missing_values": self.missing_values,
+            "missing_text": self.missing_text,
+            "probability_output": self.probability_output,
             "output": self.output_kind,
             "example": self.example,
             "training_f1": None if self.training_f1 is None else repr(self.training_f1),
@@ -97,8 +111,9 @@ def _spell_list(text: str | None, *, numbers: bool) -> str | None:
 
 def pack_model(file: Path, output: Path, packing: Packing, console: Console | None = None) -> int:
     """Add metadata, load the model from the result as the server does, then write it; return 0. Raises StartupError."""
+    file = find_model_file(file)
     try:
-        content = set_metadata(read_model_file(file), packing.spell())
+        content = set_metadata(join_weights(read_model_file(file), file.parent), packing.spell())
     except ValueError as error:
         raise StartupError(f"{file}: not a readable ONNX file: {error}") from error
     except StartupError as error:
@@ -114,6 +129,7 @@ def pack_model(file: Path, output: Path, packing: Packing, console: Console | No
 
 def inspect_model(file: Path, console: Console | None = None) -> int:
     """Print how the server reads a file; return 0, or raise StartupError with the reason for which it is refused."""
+    file = find_model_file(file)
     try:
         content = read_model_file(file)
     except StartupError as error:

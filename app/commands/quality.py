@@ -4,7 +4,7 @@ import argparse
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, date, datetime
+from datetime import date
 
 import asyncpg
 from rich.console import Console
@@ -17,6 +17,7 @@ from app.database.queries import Connection
 from app.errors import ScorekeeperError
 from app.quality.ledger import find_day_differences, rebuild_day
 from app.quality.ledger_queries import list_stored_days
+from app.quality.queries import read_clock
 from app.settings import Settings
 
 DAY_SECONDS = 3600.0
@@ -73,8 +74,9 @@ async def check_ledger(url: str, since: date, until: date, console: Console | No
     found = 0
     async with _open_connection(url) as connection:
         days = await _find_days(connection, since, until)
+        now = await read_clock(connection)
         for day in track(days, description="check", console=console, transient=True):
-            for span, row in await find_day_differences(connection, day, datetime.now(UTC), DAY_SECONDS):
+            for span, row in await find_day_differences(connection, day, now, DAY_SECONDS):
                 found += 1
                 if found <= SHOWN_DIFFERENCES:
                     console.print(_describe_difference(span, row), soft_wrap=True, markup=False)

@@ -7,10 +7,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-import asyncpg
-
-from app.database.pool import CONNECT_TIMEOUT_SECONDS
-from app.database.queries import Connection, read_schema_revision
+from app.database.connecting import CLOSE_SECONDS, connect
+from app.database.queries import VERSION_TABLE, Connection, has_foreign_version, read_schema_revision
 from app.errors import StartupError
 from app.settings import BUNDLED_DIR
 
@@ -38,11 +36,13 @@ async def read_schema_state(connection: Connection) -> SchemaState:
 
 async def prepare_schema(url: str, *, migrate: bool) -> SchemaState:
     """Bring the schema to head if it is behind and `migrate` is true, else only log it; return the schema's state."""
-    connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_SECONDS)
+    connection = await connect(url)
     try:
         state = await read_schema_state(connection)
+        if await has_foreign_version(connection):
+            logger.info("alembic_version in this database is of another application; ours is %s", VERSION_TABLE)
     finally:
-        await connection.close(timeout=CONNECT_TIMEOUT_SECONDS)
+        await connection.close(timeout=CLOSE_SECONDS)
     if state == "ahead":
         logger.warning("the database schema is newer than this release (%s)", find_head_revision())
     elif state == "behind" and not migrate:

@@ -6,18 +6,17 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
 
+from app.database.connecting import CONNECT_TIMEOUT_SECONDS, Connector, PinnedConnection, connect
 from app.database.embedded import run_embedded_server
 from app.database.queries import Connection
 from app.errors import StartupError, UnavailableError
 
 logger = logging.getLogger(__name__)
-
-CONNECT_TIMEOUT_SECONDS = 5.0
-"""Limit for one attempt to connect; PostgreSQL on the same network answers in milliseconds."""
 
 START_TIMEOUT_SECONDS = 60.0
 """Limit for a PostgreSQL that replays its write-ahead log after a crash."""
@@ -48,15 +47,20 @@ async def open_database_url(url: str | None, data_dir: Path) -> AsyncIterator[st
 @asynccontextmanager
 async def open_pool(url: str, max_size: int) -> AsyncIterator[asyncpg.Pool]:
     """Open a pool that connects when needed, so that it works again after an outage; closing it has a time limit."""
+    connector = Connector(url)
+
+    async def open_connection(*_: Any, **options: Any) -> asyncpg.Connection:
+        return await connector.connect(**options)
+
     try:
         pool = await asyncpg.create_pool(
             url,
             min_size=0,
             max_size=max_size,
-            timeout=CONNECT_TIMEOUT_SECONDS,
+            connection_class=PinnedConnection,
+            connect=open_connection,
             command_timeout=COMMAND_TIMEOUT_SECONDS,
             statement_cache_size=0,  # named statements fail behind a pooler in transaction mode
-            server_settings={"application_name": "scorekeeper"},
         )
     except ConnectionFailure as error:
         raise StartupError(describe_connection_error(url, error)) from error
@@ -111,7 +115,7 @@ async def _connect_when_started(url: str) -> asyncpg.Connection:
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while True:
         try:
-            return await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_SECONDS)
+            return await connect(url)
         except asyncpg.CannotConnectNowError:
             if time.monotonic() > deadline:
                 raise

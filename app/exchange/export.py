@@ -14,6 +14,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from app.database.connecting import connect
 from app.database.pool import ConnectionFailure, check_server, describe_connection_error
 from app.errors import ScorekeeperError
 from app.exchange.parquet import ParquetWriter, import_pyarrow
@@ -80,7 +81,7 @@ async def run_export(export: Export, url: str, console: Console | None = None) -
         import_pyarrow()  # fail before anything is read when it is missing
     await check_server(url)
     try:
-        connection = await asyncpg.connect(url, server_settings={"application_name": "scorekeeper export"})
+        connection = await connect(url, "scorekeeper export")
     except ConnectionFailure as error:
         raise ExportError(describe_connection_error(url, error)) from error
     try:

@@ -81,7 +81,7 @@ def _list_infer_bodies(deployment: Deployment) -> list[Body]:
         {
             "name": one.name,
             "shape": [1] if one.is_vector else [1, one.stop - one.start],
-            "datatype": one.type.datatype,
+            "datatype": "FP32" if one.type.datatype == "FP16" else one.type.datatype,  # JSON has no FP16
             "data": list(shape.example[one.start : one.stop]),
         }
         for one in shape.inputs

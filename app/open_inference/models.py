@@ -157,7 +157,7 @@ async def get_config(request: Request) -> Response:
         platform=PLATFORM,
         backend="onnxruntime",
         version_policy=VersionPolicy({}),
-        max_batch_size=get_state(request.scope).max_batch_rows,
+        max_batch_size=min(get_state(request.scope).max_batch_rows, model.signature.max_rows),
         input=[_configure_tensor(spec) for spec in list_inputs(model.signature)],
         output=[_configure_tensor(spec) for spec in list_outputs(model.signature)],
     )

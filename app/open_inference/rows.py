@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.api.predict_batch import Prediction
-from app.api.predict_rows import read_features
+from app.api.predict_rows import describe_row_limit, read_features
 from app.errors import MalformedBodyError
 from app.open_inference.tensors import NamedTensor
 from app.open_inference.wire import InferRequest
@@ -24,6 +24,7 @@ NUMBER_DATATYPES = INTEGER_DATATYPES | {"FP16", "BF16", "FP32", "FP64"}
 ACCEPTED: Mapping[str, frozenset[str]] = {
     "FP32": NUMBER_DATATYPES,
     "FP64": NUMBER_DATATYPES,
+    "FP16": NUMBER_DATATYPES,
     "INT64": INTEGER_DATATYPES,
     "INT32": INTEGER_DATATYPES,
     "BOOL": frozenset({"BOOL"}),
@@ -54,7 +55,7 @@ def list_inputs(signature: Signature) -> list[TensorSpec]:
 
 def list_outputs(signature: Signature) -> list[TensorSpec]:
     """Return the outputs of an answer: label and probabilities; the label also if the graph has no such output."""
-    probabilities = signature.probability_output
+    probabilities = _name_probabilities(signature)
     datatype = "INT64" if isinstance(signature.classes[0], int) else "BYTES"
     name = signature.label_output or ("predicted_label" if probabilities == "label" else "label")
     outputs = [
@@ -62,6 +63,14 @@ def list_outputs(signature: Signature) -> list[TensorSpec]:
         TensorSpec(probabilities, "FP32", len(signature.classes), is_vector=False),
     ]
     return outputs if signature.label_output else outputs[::-1]
+
+
+def _name_probabilities(signature: Signature) -> str:
+    """Return the name of the output with the probabilities: the graph's, unless that promises logits."""
+    name = signature.probability_output
+    if not signature.are_logits and "logit" not in name.lower():
+        return name
+    return "class_probabilities" if signature.label_output == "probabilities" else "probabilities"
 
 
 def read_feature_rows(request: InferRequest, signature: Signature, limit: int) -> list[list[Value]]:
@@ -77,6 +86,8 @@ def read_feature_rows(request: InferRequest, signature: Signature, limit: int) -
         raise MalformedBodyError("the inputs have different numbers of rows")
     if count > limit:
         raise MalformedBodyError(f"{count} rows, allowed are up to {limit}")
+    if count > signature.max_rows:
+        raise MalformedBodyError(describe_row_limit(count, signature))
     parts = [_list_values(array) for array in arrays]
     rows = [list(chain.from_iterable(row)) for row in zip(*parts, strict=True)]
     return read_features(rows, signature, lambda: [f"/rows/{row}" for row in range(count)])
@@ -132,7 +143,7 @@ def make_outputs(predictions: Sequence[Prediction], signature: Signature) -> dic
     is_integer = isinstance(signature.classes[0], int)
     labels = np.array([one.prediction for one in predictions], dtype=np.int64 if is_integer else object)
     chances = np.array([list(one.probabilities.values()) for one in predictions], dtype=np.float32)
-    arrays = {signature.probability_output: chances}
+    arrays = {_name_probabilities(signature): chances}
     return {
         spec.name: NamedTensor(spec.name, spec.datatype, arrays.get(spec.name, labels))
         for spec in list_outputs(signature)

@@ -1,5 +1,6 @@
 """Tensors of the Open Inference Protocol: their datatypes, and their elements in JSON and in bytes."""
 
+import base64
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -57,7 +58,7 @@ DATATYPES = {
     "BF16": Datatype(np.dtype("<u2")),
     "FP32": _float("<f4"),
     "FP64": _float("<f8"),
-    "BYTES": Datatype(TEXT, str, TEXT),
+    "BYTES": Datatype(TEXT, str | None, TEXT),
 }
 
 
@@ -71,19 +72,18 @@ def read_json_tensor(name: str, datatype: str, shape: Sequence[int], data: bytes
         _check_count(name, len(values), shape, "elements")
         return np.array(values, dtype=known.json).reshape(shape)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:  # the first check of the UTF-8 of strings in `data`
-        detail = str(error).partition(" - at ")[0]
-        raise MalformedBodyError(f"input {name!r}: data is not {datatype} of this shape: {detail}") from error
+        detail, _, place = str(error).partition(" - at `$")
+        at = f" at data{place[:-1]}" if place else ""
+        raise MalformedBodyError(f"input {name!r}: data is not {datatype} of this shape: {detail}{at}") from error
     except OverflowError as error:
         raise MalformedBodyError(f"input {name!r}: a number does not fit in {datatype}") from error
 
 
 def _decode_json(element: Any, shape: Sequence[int], data: bytes) -> list[Any]:
     """Return the elements in row-major order; raise msgspec's ValidationError for data of another shape."""
-    try:
+    is_nested = data.lstrip()[1:].lstrip().startswith(b"[")
+    if not is_nested or len(shape) < 2:
         return _decode_nested(element, 1)(data)
-    except msgspec.ValidationError:
-        if len(shape) < 2:
-            raise
     values = _decode_nested(element, len(shape))(data)
     for size in shape[1:]:
         if any(len(row) != size for row in values):
@@ -130,6 +130,19 @@ def _read_texts(name: str, blob: bytes | memoryview, limit: int) -> list[str]:
     except UnicodeDecodeError as error:
         raise MalformedBodyError(f"input {name!r}: element {len(texts)} is not UTF-8 text") from error
     return texts
+
+
+def decode_base64(name: str, datatype: str, array: NDArray[Any]) -> NDArray[Any]:
+    """Decode texts that a client has sent in Base64, as MLServer's do. Raises 400 that names the input."""
+    if datatype != "BYTES":
+        raise MalformedBodyError(f"input {name!r}: content_type base64 is for BYTES, not for {datatype}")
+    decoded = array.copy()
+    for at, text in enumerate(array.reshape(-1).tolist()):
+        try:
+            decoded.flat[at] = None if text is None else base64.b64decode(text, validate=True).decode()
+        except ValueError as error:  # not Base64, or not UTF-8
+            raise MalformedBodyError(f"input {name!r}: element {at} is not Base64 of UTF-8 text") from error
+    return decoded
 
 
 def _find_datatype(name: str, datatype: str) -> Datatype:

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from app.errors import BodyTooLargeError, MalformedBodyError, ScorekeeperError, UnsupportedMediaTypeError
-from app.open_inference.tensors import MAX_RANK, NamedTensor, read_binary, read_json_tensor, write_binary
+from app.open_inference.tensors import MAX_RANK, NamedTensor, decode_base64, read_binary, read_json_tensor, write_binary
 
 HEADER_LENGTH = "inference-header-content-length"
 """The header that says how many bytes of a body are JSON, when binary tensors follow."""
@@ -36,7 +36,12 @@ class InputBody(msgspec.Struct, gc=False):
     ]
     datatype: Annotated[str, Meta(description="The protocol's name of its elements' type", examples=["FP32"])]
     parameters: Annotated[
-        Parameters, Meta(description="`binary_data_size`: its bytes follow the JSON", examples=[{}])
+        Parameters,
+        Meta(
+            description="`binary_data_size`: its bytes follow the JSON; `content_type`: `base64` when its texts are "
+            "encoded so",
+            examples=[{}],
+        ),
     ] = None
     data: Annotated[
         msgspec.Raw | UnsetType,
@@ -164,6 +169,8 @@ def decode_request(body: bytes, json_size: int) -> InferRequest:
         detail = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise MalformedBodyError(f"not a valid inference request: {detail}") from error
     blobs = Blobs(memoryview(body)[json_size:])
+    if (asked.parameters or {}).get("content_type") == "base64":
+        raise MalformedBodyError("content_type base64 belongs to the parameters of an input, not of the request")
     inputs = [_read_input(one, blobs) for one in asked.inputs]
     blobs.check_end()
     by_default = _read_flag(asked.parameters, "binary_data_output", default=False)
@@ -204,6 +211,8 @@ def _read_input(asked: InputBody, blobs: Blobs) -> NamedTensor:
         array = read_binary(name, asked.datatype, asked.shape, blobs.take(name, size))
     else:
         raise MalformedBodyError(f"input {name!r}: binary_data_size must be an integer that is not negative")
+    if parameters.get("content_type") == "base64":
+        array = decode_base64(name, asked.datatype, array)
     return NamedTensor(name, asked.datatype, array)
 
 

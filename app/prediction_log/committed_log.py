@@ -22,7 +22,7 @@ MAX_PENDING_ROWS = 50_000
 """Most rows that wait for a COMMIT, about as many as PostgreSQL stores in a second; above it, requests are refused."""
 
 MAX_GROUP_ROWS = 5_000
-"""Most rows in a batch of several requests; a larger request is a batch of its own. Larger batches are not faster."""
+"""Most rows in a COMMIT of several models' batches; a larger batch has its own. More rows per COMMIT are not faster."""
 
 COMMIT_SECONDS = 5.0
 """How long a batch is tried before its requests are answered 503; a restart of a connection pooler takes less."""

@@ -38,11 +38,20 @@ class Inserter:
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
 
-    async def watch_cluster(self) -> str:
-        """Return the cluster's identity and timeline; they change when a standby takes over. Raises InsertError."""
+    async def watch_cluster(self) -> str | None:
+        """Return the cluster's identity and timeline; they change when a standby takes over. Raises InsertError.
+
+        None: the server does not tell them, to this role or at all. That is no failure to store rows.
+        """
         try:
             async with self._pool.acquire(timeout=ATTEMPT_SECONDS) as connection:
                 return await read_cluster_history(connection)
+        except (
+            asyncpg.SyntaxOrAccessError,
+            asyncpg.FeatureNotSupportedError,
+            asyncpg.ObjectNotInPrerequisiteStateError,
+        ):
+            return None
         except ATTEMPT_ERRORS as error:
             raise await self._explain(error) from error
 

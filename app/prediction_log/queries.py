@@ -52,16 +52,28 @@ async def insert_rows(connection: Connection, rows: Sequence[bytes], timeout: fl
     return int(status.rpartition(" ")[2])
 
 
-CLUSTER_HISTORY = """
-SELECT (SELECT system_identifier FROM pg_control_system()) || ' timeline '
-    || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+MAY_READ_CLUSTER = """
+SELECT has_function_privilege('pg_control_system()', 'EXECUTE') AS system,
+    has_function_privilege('pg_walfile_name(pg_lsn)', 'EXECUTE')
+    AND has_function_privilege('pg_current_wal_lsn()', 'EXECUTE') AND NOT pg_is_in_recovery() AS timeline
 """
+"""Managed hosts refuse some of these functions. A statement that calls one would fail, and fill the server's log."""
+
+SYSTEM = "SELECT system_identifier::text FROM pg_control_system()"
+TIMELINE = "SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
 
 
-async def read_cluster_history(connection: Connection) -> str:
-    """Return the system identifier and the timeline, which changes at once when a standby is promoted."""
-    history: str = await connection.fetchval(CLUSTER_HISTORY)
-    return history
+async def read_cluster_history(connection: Connection) -> str | None:
+    """Return the system identifier and the timeline, which changes at once when a standby is promoted.
+
+    Without the right to read the identifier it is left out; None: the server may not or cannot tell its timeline.
+    """
+    may_read = await connection.fetchrow(MAY_READ_CLUSTER)
+    assert may_read is not None
+    if not may_read["timeline"]:
+        return None
+    system = await connection.fetchval(SYSTEM) if may_read["system"] else "PostgreSQL"
+    return f"{system} timeline {await connection.fetchval(TIMELINE)}"
 
 
 MAKE_PARTITIONS = "SELECT make_prediction_partitions($1::date, $2::date)"
@@ -71,6 +83,15 @@ async def make_partitions(connection: Connection, first_day: date, last_day: dat
     """Make the missing partitions of these days (UTC); return how many tables were made."""
     made: int = await connection.fetchval(MAKE_PARTITIONS, first_day, last_day)
     return made
+
+
+READ_DAY = "SELECT (now() AT TIME ZONE 'UTC')::date"
+
+
+async def read_day(connection: Connection) -> date:
+    """Return the database's day (UTC)."""
+    day: date = await connection.fetchval(READ_DAY)
+    return day
 
 
 DROP_OLDEST_PARTITIONS = "SELECT drop_oldest_prediction_partitions($1::date)"

@@ -46,19 +46,24 @@ class Rows(msgspec.Struct, frozen=True, gc=False):
 ROWS_TOGETHER = 500
 """Most records encoded together, about 200 KiB: frames of the spool and statements are not much longer."""
 
+VALUES_TOGETHER = 20_000
+"""Most features and probabilities that are encoded together: a few milliseconds, for which no other thread runs."""
+
 BYTES_TOGETHER = 4 * 1024**2
 """Records with very many features are split at this size, far below the longest frame that the spool reads."""
 
 
 def encode_records(records: Sequence[Record]) -> list[Rows]:
     """Encode records. The caller has checked that PostgreSQL can store their values."""
-    if len(records) <= ROWS_TOGETHER:
+    values = len(records[0].probabilities) + len(records[0].features)
+    together = max(1, min(ROWS_TOGETHER, VALUES_TOGETHER // values))
+    if len(records) <= together:
         payload = _encode(records)[1:-1]
         if len(payload) <= BYTES_TOGETHER or len(records) == 1:
             return [Rows(payload, len(records))]
         middle = len(records) // 2
         return encode_records(records[:middle]) + encode_records(records[middle:])
-    parts = [records[start : start + ROWS_TOGETHER] for start in range(0, len(records), ROWS_TOGETHER)]
+    parts = [records[start : start + together] for start in range(0, len(records), together)]
     return [rows for part in parts for rows in encode_records(part)]
 
 

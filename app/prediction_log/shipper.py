@@ -46,7 +46,7 @@ class Shipper:
         self._spool = spool
         self._inserter = inserter
         self._reader = SpoolReader(spool)
-        self._oldest: float | None = None
+        self._lagging_since: float | None = None
         self._cluster: str | None = None
         self._next_watch = 0.0
         self.trouble: Reason | None = None
@@ -55,7 +55,7 @@ class Shipper:
     @property
     def lag_seconds(self) -> float:
         """The age of the oldest row that is being stored; 0 when none is."""
-        return 0.0 if self._oldest is None else max(0.0, time.time() - self._oldest)
+        return 0.0 if self._lagging_since is None else time.monotonic() - self._lagging_since
 
     async def run(self) -> None:
         """Ship until cancelled, beginning with the rows of earlier runs."""
@@ -89,9 +89,11 @@ class Shipper:
     async def _ship(self, chunk: Chunk) -> None:
         """Store a chunk, however long that takes, and advance the reader."""
         if chunk.frames:
-            self._oldest = _read_time(chunk.frames[0].payload)
+            # The wall clock may be set while the rows wait: it gives their age only now.
+            age = max(0.0, time.time() - _read_time(chunk.frames[0].payload))
+            self._lagging_since = time.monotonic() - age
             await self._store(chunk.frames)
-            self._oldest = None
+            self._lagging_since = None
         self._reader.advance(chunk)
 
     async def _store(self, frames: Sequence[Frame]) -> None:
@@ -161,6 +163,8 @@ class Shipper:
             cluster = await self._inserter.watch_cluster()
         except InsertError as error:
             logger.debug("the timeline of PostgreSQL cannot be read: %s", error)
+            return
+        if cluster is None:
             return
         if self._cluster not in (None, cluster):
             logger.warning("PostgreSQL is now %s, it was %s: shipping all kept rows again", cluster, self._cluster)

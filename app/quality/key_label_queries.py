@@ -29,12 +29,12 @@ async def find_under_keys(
 
 
 ADD_KEY_LABELS = """
-INSERT INTO key_label (external_id, label, observed_at, received_at, is_pending, stage, next_look_at, looked_to)
-SELECT external_id, label, observed_at, received_at, is_pending,
+INSERT INTO key_label
+    (external_id, label, observed_at, received_at, position, is_pending, stage, next_look_at, looked_to)
+SELECT external_id, label, observed_at, received_at, position, is_pending,
     CASE WHEN looked_to IS NULL THEN 'fence' ELSE 'rest' END, now(), looked_to
 FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::boolean[], $6::uuid[])
     WITH ORDINALITY AS given (external_id, label, observed_at, received_at, is_pending, looked_to, position)
-ORDER BY position
 """
 
 ADOPT_PENDING = """
@@ -43,8 +43,9 @@ WITH moved AS (
         SELECT pending_id FROM pending_label WHERE external_id IS NOT NULL LIMIT 10000 FOR UPDATE SKIP LOCKED
     ) RETURNING *
 )
-INSERT INTO key_label (external_id, label, observed_at, received_at, is_pending, stage, next_look_at)
-SELECT external_id, label, observed_at, received_at, true, 'fence', now() FROM moved ORDER BY pending_id
+INSERT INTO key_label (external_id, label, observed_at, received_at, position, is_pending, stage, next_look_at)
+SELECT external_id, label, observed_at, received_at, row_number() OVER (ORDER BY pending_id), true, 'fence', now()
+FROM moved
 """
 
 
@@ -70,13 +71,13 @@ TAKE_KEY_LABELS = """
 SELECT label_id, external_id, label, observed_at, received_at, is_pending, looked_to,
     CASE WHEN fence > pg_snapshot_xmax(pg_current_snapshot()) THEN 'fence' ELSE stage END AS stage,
     coalesce(fence <= pg_snapshot_xmin(pg_current_snapshot()), false) AS is_behind_fence
-FROM key_label WHERE next_look_at <= now() ORDER BY next_look_at, label_id LIMIT $1::integer FOR UPDATE SKIP LOCKED
+FROM key_label WHERE next_look_at <= now() ORDER BY next_look_at LIMIT $1::integer FOR UPDATE SKIP LOCKED
 """
 """A fence in the future is of another server, from which these rows were restored."""
 
 SET_FENCE = """
 UPDATE key_label SET stage = 'look', looked_to = NULL, fence = pg_current_xact_id(), next_look_at = now()
-WHERE label_id = ANY ($1::bigint[])
+WHERE label_id = ANY ($1::uuid[])
 """
 
 MOVE_ON = """
@@ -87,7 +88,7 @@ UPDATE key_label SET stage = step.stage, looked_to = step.looked_to, is_pending 
             THEN now() + least(greatest((now() - received_at) / 2, interval '1 second'), $5::interval)
         ELSE now()
     END
-FROM unnest($1::bigint[], $2::text[], $3::uuid[], $4::boolean[]) AS step (label_id, stage, looked_to, is_pending)
+FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::boolean[]) AS step (label_id, stage, looked_to, is_pending)
 WHERE key_label.label_id = step.label_id
 """
 
@@ -95,7 +96,7 @@ WHERE key_label.label_id = step.label_id
 class Step(NamedTuple):
     """What follows for a label: its next stage, how far its key's predictions were labelled, whether it found none."""
 
-    label_id: int
+    label_id: UUID
     stage: str
     looked_to: UUID | None
     is_pending: bool
@@ -110,7 +111,7 @@ async def take_key_labels(connection: Connection, limit: int) -> list[asyncpg.Re
     return await connection.fetch(TAKE_KEY_LABELS, limit)
 
 
-async def set_fence(connection: Connection, label_ids: Sequence[int]) -> None:
+async def set_fence(connection: Connection, label_ids: Sequence[UUID]) -> None:
     """Note this transaction as the fence: it began after these labels were committed, and they are looked at again.
 
     A writer of the log looks for labels under its keys after it has got its transaction's number. If it does not see a
@@ -134,7 +135,7 @@ async def move_on(connection: Connection, steps: Sequence[Step], longest: timede
 FIND_OUTDONE = """
 SELECT label_id FROM (
     SELECT label_id, observed_at, stage, is_pending, max(observed_at) OVER (
-        PARTITION BY external_id, label ORDER BY received_at DESC, label_id DESC
+        PARTITION BY external_id, label ORDER BY received_at DESC, position DESC
         ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
     ) AS newer
     FROM key_label WHERE external_id = ANY ($1::text[])
@@ -145,7 +146,7 @@ WHERE stage = 'settled' AND NOT is_pending AND newer >= observed_at
 
 REMOVE_KEY_LABELS = """
 DELETE FROM key_label WHERE label_id IN (
-    SELECT label_id FROM key_label WHERE label_id = ANY ($1::bigint[]) FOR UPDATE SKIP LOCKED
+    SELECT label_id FROM key_label WHERE label_id = ANY ($1::uuid[]) FOR UPDATE SKIP LOCKED
 )
 """
 
@@ -180,18 +181,18 @@ UPDATE key_label SET is_pending = false WHERE label_id IN (
 FIND_HELD_KEYS = "SELECT DISTINCT external_id FROM key_label WHERE external_id = ANY ($1::text[]) AND is_pending"
 
 FIND_KEY_LABELS = """
-SELECT wanted.prediction_id, kept.label_id, kept.label, kept.observed_at, kept.received_at
+SELECT wanted.prediction_id, kept.label_id, kept.label, kept.observed_at, kept.received_at, kept.position
 FROM unnest($1::uuid[], $2::text[], $3::timestamptz[]) AS wanted (prediction_id, external_id, stored_at)
 CROSS JOIN LATERAL (
-    SELECT label_id, label, observed_at, received_at FROM key_label
+    SELECT label_id, label, observed_at, received_at, position FROM key_label
     WHERE external_id = wanted.external_id AND received_at >= wanted.stored_at - $4::interval
-    ORDER BY observed_at DESC, received_at DESC, label_id DESC LIMIT 100
+    ORDER BY observed_at DESC, received_at DESC, position DESC LIMIT 100
 ) kept
 """
 """With `remove_outdone` a key has a label for each class, or few more: 100 is a limit for keys that are misused."""
 
 
-async def meet_keys(connection: Connection, keys: Sequence[str]) -> set[int]:
+async def meet_keys(connection: Connection, keys: Sequence[str]) -> set[UUID]:
     """Note that these keys have a prediction; return the labels under them that had none so far."""
     return {row["label_id"] for row in await connection.fetch(MEET_KEYS, keys)}
 

@@ -43,9 +43,15 @@ ON CONFLICT (prediction_id) DO UPDATE SET label = excluded.label, observed_at = 
 WHERE excluded.observed_at > l.observed_at
     OR (excluded.observed_at = l.observed_at AND excluded.received_at >= l.received_at
         AND excluded.label IS DISTINCT FROM l.label)
+    OR (excluded.observed_at = excluded.received_at AND l.observed_at = l.received_at
+        AND l.received_at > clock_timestamp() AND excluded.label IS DISTINCT FROM l.label)
 RETURNING prediction_id, label, previous_label, revision
 """
-"""In the update, `l` is the row after it was locked, so `previous_label` is right with concurrent writers too."""
+"""In the update, `l` is the row after it was locked, so `previous_label` is right with concurrent writers too.
+
+Of two labels that were dated when they were received, the later arrival wins also when another clock dated the first
+one in the future.
+"""
 
 
 async def upsert_labels(
@@ -63,8 +69,13 @@ async def upsert_labels(
 
 
 APPEND_HISTORY = """
-INSERT INTO prediction_label_history (prediction_id, label, observed_at, received_at, outcome)
-SELECT prediction_id, label, observed_at, received_at, outcome
+INSERT INTO prediction_label_history (prediction_id, history_id, label, observed_at, received_at, outcome)
+SELECT prediction_id, greatest(nextval('prediction_label_history_id'), 1 + (
+        SELECT history_id FROM prediction_label_history known
+        WHERE known.prediction_id = event.prediction_id
+            AND known.prediction_id BETWEEN ($1::uuid[])[1] AND ($1::uuid[])[cardinality($1::uuid[])]
+        ORDER BY known.history_id DESC LIMIT 1
+    )), label, observed_at, received_at, outcome
 FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::timestamptz[], $5::text[])
     AS event (prediction_id, label, observed_at, received_at, outcome)
 WHERE outcome <> 'unchanged' OR NOT EXISTS (
@@ -75,7 +86,10 @@ WHERE outcome <> 'unchanged' OR NOT EXISTS (
 )
 """
 """This must run after the upsert, as a separate statement: it must begin while the rows are locked, to see the history
-that other writers have just committed."""
+that other writers have just committed.
+
+The id is above those of the prediction's history, also when the sequence is behind after a logical switchover.
+"""
 
 
 async def append_history(

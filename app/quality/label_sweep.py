@@ -86,10 +86,10 @@ async def _label_arrivals(connection: Connection) -> tuple[bool, Counter[Outcome
         kept = await key_label_queries.find_key_labels(
             connection, [row["prediction_id"] for row in keyed], keys, [row["stored_at"] for row in keyed], KEPT_FOR
         )
-        kept.sort(key=lambda row: int(row["label_id"]))  # for equal times, the label that arrived last counts
+        kept.sort(key=lambda row: (row["received_at"], row["position"]))  # for equal times, the last counts
         labels = [Label(row["prediction_id"], None, *_read_event(row)) for row in (*pending, *kept)]
         applied = await apply_labels(connection, labels, await find_targets(connection, labels))
-        owners = [-row["pending_id"] for row in pending]  # ids of two tables: the sign keeps them apart
+        owners: list[object] = [row["pending_id"] for row in pending]
         owners += [row["label_id"] if row["label_id"] in first_met else None for row in kept]
         outcomes = await _sum_up(connection, applied, owners)
         outcomes |= dict.fromkeys(first_met - outcomes.keys(), "unchanged")  # those that too many others outdo
@@ -118,10 +118,10 @@ def _read_event(row: asyncpg.Record) -> tuple[str | None, datetime, datetime]:
     return row["label"], row["observed_at"], row["received_at"]
 
 
-async def _sum_up(connection: Connection, applied: Applied, owners: Sequence[int | None]) -> dict[int, Outcome]:
+async def _sum_up(connection: Connection, applied: Applied, owners: Sequence[object]) -> dict[object, Outcome]:
     """Return one outcome of each owner of positions, and count the rejected ones; None: counted before."""
-    outcomes: dict[int, Outcome] = {}
-    rejections: dict[int, Rejection] = {}
+    outcomes: dict[object, Outcome] = {}
+    rejections: dict[object, Rejection] = {}
     for position, owner in enumerate(owners):
         if owner is not None and (outcome := applied.outcomes[position]) != "pending":
             outcomes[owner] = choose_stronger(outcomes.get(owner), outcome)
@@ -147,10 +147,11 @@ async def _try_pending(connection: Connection, due: datetime) -> tuple[bool, Cou
             row = rows[position]
             if row["received_at"] < now - KEPT_FOR or is_older(row["prediction_id"], dropped_before):
                 applied.outcomes[position] = "expired"
-        waiting = applied.find_pending()
-        outcomes = await _sum_up(connection, applied, range(len(rows)))
-        await waiting_queries.postpone_pending(connection, [rows[at]["pending_id"] for at in waiting], LONGEST_PAUSE)
-        await waiting_queries.remove_pending(connection, [rows[at]["pending_id"] for at in outcomes])
+        ids = [row["pending_id"] for row in rows]
+        waiting = [ids[at] for at in applied.find_pending()]
+        outcomes = await _sum_up(connection, applied, ids)
+        await waiting_queries.postpone_pending(connection, waiting, LONGEST_PAUSE)
+        await waiting_queries.remove_pending(connection, list(set(ids).difference(waiting)))
     return len(rows) == SWEEP_ROWS, publish_outcomes(outcomes.values(), applied.delays)
 
 

@@ -10,9 +10,6 @@ from app.measures.buckets import SPANS, kept_since, round_down, tile_window
 from app.quality import ledger_queries
 from app.quality.queries import read_clock
 
-MINUTE_CHECK_SECONDS = 10.0
-"""Time limit for the check of one minute: a check that takes longer costs more than it is worth."""
-
 FOLD_ROWS = 100_000
 """Changes folded by one statement, in a second or two. There are more after an upgrade, or when no job has run."""
 
@@ -53,10 +50,10 @@ async def sum_windows(connection: Connection, starts: Sequence[datetime], now: d
     )
 
 
-async def count_mismatch(connection: Connection, minute: datetime) -> int:
+async def count_mismatch(connection: Connection, minute: datetime, timeout: float) -> int:
     """Compare the ledger with the rows of one minute; return by how many rows it is wrong, 0 when it is right."""
     until = minute + timedelta(minutes=1)
-    differences = await ledger_queries.find_differences(connection, minute, until, SPANS[0], MINUTE_CHECK_SECONDS)
+    differences = await ledger_queries.find_differences(connection, minute, until, SPANS[0], timeout)
     return sum(_weigh_difference(row) for row in differences)
 
 

@@ -156,16 +156,23 @@ async def fetch_result_history(
 
 
 READ_CHECK = "SELECT minute, mismatch_rows FROM quality_check"
-STORE_CHECK = "UPDATE quality_check SET minute = $1::timestamptz, mismatch_rows = $2::bigint"
+STORE_CHECK = """
+INSERT INTO quality_check (minute, mismatch_rows) VALUES ($1::timestamptz, $2::bigint)
+ON CONFLICT (one_row) DO UPDATE SET minute = excluded.minute, mismatch_rows = excluded.mismatch_rows
+"""
+
+_NEVER_CHECKED = datetime.fromtimestamp(0, UTC)
 
 
-async def read_check(connection: Connection) -> tuple[datetime, int]:
-    """Return the newest minute for which the ledger was checked, and by how many rows it was wrong."""
+async def read_check(connection: Connection) -> tuple[datetime, int | None]:
+    """Return the newest minute for which the ledger was checked, and by how many rows it was wrong.
+
+    None: the check took too long.
+    """
     row = await connection.fetchrow(READ_CHECK)
-    assert row is not None
-    return row["minute"], row["mismatch_rows"]
+    return (_NEVER_CHECKED, 0) if row is None else (row["minute"], row["mismatch_rows"])
 
 
-async def store_check(connection: Connection, minute: datetime, mismatch_rows: int) -> None:
+async def store_check(connection: Connection, minute: datetime, mismatch_rows: int | None) -> None:
     """Store the result of a check, for all replicas."""
     await connection.execute(STORE_CHECK, minute, mismatch_rows)

@@ -1,6 +1,8 @@
 """Compute the quality of every version over every window on one replica at a time, and store it for all replicas."""
 
 import asyncio
+import logging
+import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +22,15 @@ from app.quality.ledger_queries import count_period
 from app.quality.queries import QualityResult
 from app.settings import F1Average, QualityWindow
 
+logger = logging.getLogger(__name__)
+
 MINUTE = timedelta(minutes=1)
+
+CHECK_SECONDS = 10.0
+"""Time limit for a check of the ledger: a check that takes longer costs more than it is worth."""
+
+CHECK_PAUSE = timedelta(minutes=30)
+"""From a check that took too long to the next one."""
 
 Version = tuple[str, str]
 """Name of a model, and of its version."""
@@ -56,6 +66,7 @@ async def refresh_results(
     versions: Sequence[KnownVersion],
     loaded: Collection[Version],
     fresh: timedelta,
+    check_seconds: float = CHECK_SECONDS,
 ) -> bool:
     """Fold, sum, measure and store; return False when another replica does it now or has done it within `fresh`.
 
@@ -73,7 +84,7 @@ async def refresh_results(
             now = await queries.read_clock(connection)
             results = await score_windows(connection, settings, versions, loaded, now)
             await queries.store_results(connection, now, settings.window_names, results)
-        await _check_minutes(connection)
+        await _check_minutes(connection, check_seconds)
     return True
 
 
@@ -189,17 +200,28 @@ def _name_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> 
     return {label: row for label, row in named.items() if row}
 
 
-async def _check_minutes(connection: Connection) -> None:
+async def _check_minutes(connection: Connection, limit_seconds: float) -> None:
     """Once a minute, compare the ledger with the rows for two minutes: the last complete one and the oldest kept one.
 
-    So every minute is checked twice: after its predictions are stored, and after most of its labels have arrived.
+    So every minute is checked twice: after its predictions are stored, and after most of its labels have arrived. A
+    check that takes longer than the limit says nothing; the next one comes after CHECK_PAUSE.
     """
-    async with connection.transaction():
-        now = await queries.read_clock(connection)
-        newest = round_down(now, 60) - MINUTE
-        checked, _ = await queries.read_check(connection)
-        if checked >= newest and checked <= now:
-            return
-        oldest = kept_since(60, now) + MINUTE
-        mismatch_rows = sum([await ledger.count_mismatch(connection, minute) for minute in (newest, oldest)])
-        await queries.store_check(connection, newest, mismatch_rows)
+    now = await queries.read_clock(connection)
+    newest = round_down(now, 60) - MINUTE
+    checked, mismatch_rows = await queries.read_check(connection)
+    if newest - (MINUTE if mismatch_rows is not None else CHECK_PAUSE) < checked <= now:
+        return
+    oldest = kept_since(60, now) + MINUTE
+    deadline = time.monotonic() + limit_seconds
+    try:
+        counts = [
+            await ledger.count_mismatch(connection, minute, max(0.001, deadline - time.monotonic()))
+            for minute in (newest, oldest)
+        ]
+    except (TimeoutError, asyncpg.QueryCanceledError):
+        logger.warning(
+            "the check of the ledger took longer than %g s, the next one is in %s", limit_seconds, CHECK_PAUSE
+        )
+        await queries.store_check(connection, newest, None)
+    else:
+        await queries.store_check(connection, newest, sum(counts))

@@ -81,15 +81,15 @@ INSERT INTO labelled_arrival (prediction_id, external_id) SELECT * FROM unnest($
 
 TAKE_ARRIVALS = """
 SELECT arrival_id, prediction_id, external_id, stored_at FROM labelled_arrival
-WHERE next_try_at <= now() ORDER BY next_try_at, arrival_id LIMIT $1::integer FOR UPDATE SKIP LOCKED
+WHERE next_try_at <= now() ORDER BY next_try_at LIMIT $1::integer FOR UPDATE SKIP LOCKED
 """
 
-REMOVE_ARRIVALS = "DELETE FROM labelled_arrival WHERE arrival_id = ANY ($1::bigint[])"
+REMOVE_ARRIVALS = "DELETE FROM labelled_arrival WHERE arrival_id = ANY ($1::uuid[])"
 
 POSTPONE_ARRIVALS = """
 UPDATE labelled_arrival
 SET next_try_at = now() + least(greatest((now() - stored_at) / 2, interval '1 second'), $2::interval)
-WHERE arrival_id = ANY ($1::bigint[])
+WHERE arrival_id = ANY ($1::uuid[])
 """
 
 DROP_OLD_ARRIVALS = "DELETE FROM labelled_arrival WHERE stored_at < now() - $1::interval"
@@ -108,12 +108,12 @@ async def take_arrivals(connection: Connection, limit: int) -> list[asyncpg.Reco
     return await connection.fetch(TAKE_ARRIVALS, limit)
 
 
-async def remove_arrivals(connection: Connection, arrival_ids: Sequence[int]) -> None:
+async def remove_arrivals(connection: Connection, arrival_ids: Sequence[UUID]) -> None:
     """Forget predictions that have their labels now."""
     await connection.execute(REMOVE_ARRIVALS, arrival_ids)
 
 
-async def postpone_arrivals(connection: Connection, arrival_ids: Sequence[int], longest: timedelta) -> None:
+async def postpone_arrivals(connection: Connection, arrival_ids: Sequence[UUID], longest: timedelta) -> None:
     """Try these predictions again after half their age, at least 1 s and at most `longest`."""
     await connection.execute(POSTPONE_ARRIVALS, arrival_ids, longest)
 

@@ -58,6 +58,7 @@ class GuardedProtocol(HttpToolsProtocol):
         assert isinstance(config, GuardedConfig)
         self.url = b""
         self.headers = []
+        self._content_length = b""
         self.limits = config.limits
         self.state: State = app_state[STATE_KEY]
         self._deadlines = Deadlines(config.limits, self.loop.time())
@@ -102,7 +103,17 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a request."""
         self.url, self.headers, self.expect_100_continue = b"", [], False  # the scope is made later, only for ASGI
+        self._content_length = b""
         self._deadlines.begin_head(len(self.pipeline))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header, and what the choice of the door needs. Replaces uvicorn's method."""
+        name = name.lower()
+        self.headers.append((name, value))
+        if name == b"content-length":
+            self._content_length = value
+        elif name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
 
     def on_headers_complete(self) -> None:
         """Begin the request at the short door or at ASGI, if its head is within the limits."""
@@ -110,7 +121,11 @@ class GuardedProtocol(HttpToolsProtocol):
             raise _refuse_surplus()
         self._deadlines.begin_body(self.url, self.headers)
         cycle = self._get_cycle()
-        if (cycle is None or cycle.response_complete) and not self._is_surplus and is_direct(self):
+        if (
+            (cycle is None or cycle.response_complete)
+            and not self._is_surplus
+            and is_direct(self, self._content_length)
+        ):
             self.cycle = DirectCycle(self, self.state)
         else:
             self._begin_asgi()

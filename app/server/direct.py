@@ -7,7 +7,6 @@ goes through ASGI.
 
 import asyncio
 import time
-from collections.abc import Sequence
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -84,19 +83,17 @@ class DirectCycle(RequestResponseCycle):
         finish_request(self.lines, self.client, "POST", TARGET, PATH, status, seconds, self._request_id)
 
 
-def is_direct(connection: HttpToolsProtocol) -> bool:
-    """Return whether the short door can serve this request, whose head is complete and whose turn it is."""
+def is_direct(connection: HttpToolsProtocol, content_length: bytes) -> bool:
+    """Return whether the short door can serve this request, whose head is complete and whose turn it is.
+
+    `content_length` is the value of the header, which the parser has checked; empty: there is none.
+    """
     return (
         connection.url == TARGET
         and connection.parser.get_method() == b"POST"
         and not connection.expect_100_continue
         and not connection.flow.write_paused
         and not connection.parser.should_upgrade()
-        and _is_small(connection.headers)
+        and 0 < len(content_length) <= 9
+        and int(content_length) < LARGE_BODY_BYTES
     )
-
-
-def _is_small(headers: Sequence[tuple[bytes, bytes]]) -> bool:
-    """Return whether a short body of known length follows."""
-    lengths = [value for name, value in headers if name == b"content-length"]
-    return len(lengths) == 1 and len(lengths[0]) <= 9 and int(lengths[0]) < LARGE_BODY_BYTES

@@ -9,8 +9,11 @@ from dataclasses import replace
 
 from uvicorn import Server
 
+from app import metrics
+from app.api.predict import PATH
 from app.server.connection import GuardedConfig, GuardedProtocol
 from app.server.deadlines import Limits
+from app.server.direct import CLIENT_GONE
 from app.tasks import own_task
 
 logger = logging.getLogger(__name__)
@@ -28,6 +31,7 @@ def serve(host: str, port: int, *, root_path: str = "", limits: Limits | None = 
     `root_path` is the prefix that a proxy removes before it forwards a request.
     """
     gc.set_threshold(GC_THRESHOLD, 20, 50)
+    metrics.begin_request_series("POST", PATH, [CLIENT_GONE])
     GuardedServer(GuardedConfig(host, port, limits=fit_limits(limits or Limits()), root_path=root_path)).run()
 
 

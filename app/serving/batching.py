@@ -15,6 +15,9 @@ INLINE_SECONDS = 0.0005
 MAX_WAITING_ROWS = 50_000
 """Most rows that wait; above it, requests are refused, because waiting rows take memory."""
 
+MAX_WAITING_VALUES = 2_000_000
+"""The same in values, for rows of many features or classes."""
+
 MAX_WAITING_SECONDS = 1.0
 """Most work that waits; above it, requests are refused at once, because clients give up before they are answered."""
 
@@ -57,7 +60,7 @@ class Batcher(Generic[J, R]):
 
     `work` only computes. It runs on the event loop or in the thread, depending on `predict_seconds(rows)`; when it
     fails on a batch, it runs again on each job. The next batch forms until the last one is delivered: its rows could
-    not be stored sooner, and larger batches cost less per row.
+    not be stored sooner, and larger batches cost less per row. A row has `row_values` values.
     """
 
     def __init__(
@@ -66,11 +69,13 @@ class Batcher(Generic[J, R]):
         predict_seconds: Callable[[int], float],
         deliver: Callable[[list[J], R], Awaitable[None]],
         executor: ThreadPoolExecutor,
+        row_values: int = 1,
     ) -> None:
         self._work = work
         self._predict_seconds = predict_seconds
         self._deliver = deliver
         self._executor = executor
+        self._max_waiting_rows = min(MAX_WAITING_ROWS, MAX_WAITING_VALUES // row_values)
         self._batch_rows = _find_batch_rows(predict_seconds)
         self._loop = asyncio.get_running_loop()
         self._waiting: list[J] = []
@@ -83,7 +88,7 @@ class Batcher(Generic[J, R]):
         """Add `job` to the jobs that wait; raise OverloadedError when too many rows wait."""
         rows = self._waiting_rows + job.rows
         if self._waiting and (
-            rows > MAX_WAITING_ROWS or self._pace.correct(self._predict_seconds(rows)) > MAX_WAITING_SECONDS
+            rows > self._max_waiting_rows or self._pace.correct(self._predict_seconds(rows)) > MAX_WAITING_SECONDS
         ):
             raise OverloadedError("too many rows wait to be scored")
         self._waiting.append(job)

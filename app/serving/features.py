@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import StartupError
-from app.serving.graph import Names
 from app.serving.metadata import Metadata, read_entry, read_names
+from app.serving.name_tables import Names
 
 Value = bool | int | float | str | None
 """A feature's value in a request and in the log; None is a missing number."""
@@ -50,6 +50,7 @@ def _integers(datatype: str, dtype: type[np.signedinteger[Any]]) -> ElementType:
 ELEMENT_TYPES = {
     "tensor(float)": _floats("FP32", np.float32),
     "tensor(double)": _floats("FP64", np.float64),
+    "tensor(float16)": _floats("FP16", np.float16),
     "tensor(int64)": _integers("INT64", np.int64),
     "tensor(int32)": _integers("INT32", np.int32),
     "tensor(string)": ElementType("text", "BYTES", np.object_, frozenset({str})),
@@ -112,6 +113,8 @@ class ModelInput:
     start: int
     stop: int
     is_vector: bool
+    missing_text: str | None = None
+    """The text that stands for a missing one; None: texts may not be missing."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -129,6 +132,8 @@ def make_arrays(inputs: Sequence[ModelInput], rows: Sequence[Sequence[Value]]) -
 
 
 def _shape(array: NDArray[Any], model_input: ModelInput) -> NDArray[Any]:
+    if model_input.missing_text is not None:
+        array[array == None] = model_input.missing_text  # noqa: E711 - element by element
     return array.reshape(-1) if model_input.is_vector else np.ascontiguousarray(array)
 
 
@@ -141,20 +146,36 @@ def read_inputs(
     names = [str(name) for name in read_names(metadata, "feature_names")] if "feature_names" in metadata else None
     widths = _read_widths(tensors, names)
     names = names if names is not None else _name_features(tensors, widths)
-    if not names or len(set(names)) < len(names):
-        raise StartupError('there are no features, or two with the same name: name each in metadata "feature_names"')
+    if not widths or min(widths) < 1:
+        raise StartupError(f"there are no features: inputs are {show(tensors)}")
+    if len(set(names)) < len(names):
+        raise StartupError('there are two features with the same name: name each in metadata "feature_names"')
     if len(names) != sum(widths):
         raise StartupError(f'metadata "feature_names" has {len(names)} names for {sum(widths)} features')
     inputs, start = [], 0
     for tensor, width in zip(tensors, widths, strict=True):
         element = ELEMENT_TYPES[tensor.type]
-        missing = missing_allowed and element.kind == "number"
+        missing_text = metadata.get("missing_text") if missing_allowed and element.kind == "text" else None
+        missing = (missing_allowed and element.kind == "number") or missing_text is not None
         features = [Feature(name, element, missing) for name in names[start : start + width]]
-        inputs.append((ModelInput(tensor.name, element, start, start + width, len(tensor.shape) == 1), features))
+        is_vector = len(tensor.shape) == 1
+        inputs.append((ModelInput(tensor.name, element, start, start + width, is_vector, missing_text), features))
         start += width
-    if missing_allowed and not any(feature.missing_allowed for _, features in inputs for feature in features):
-        raise StartupError('metadata "missing_values" is allowed, but no input has floats: only floats can be missing')
+    _check_missing(inputs, metadata, missing_allowed=missing_allowed)
     return inputs
+
+
+def _check_missing(
+    inputs: Sequence[tuple[ModelInput, list[Feature]]], metadata: Metadata, *, missing_allowed: bool
+) -> None:
+    """Raise StartupError when the metadata about missing values cannot have an effect."""
+    if "missing_text" in metadata and not (missing_allowed and any(one.missing_text is not None for one, _ in inputs)):
+        raise StartupError('metadata "missing_text" needs "missing_values": allowed, and an input of texts')
+    if missing_allowed and not any(feature.missing_allowed for _, features in inputs for feature in features):
+        raise StartupError(
+            'metadata "missing_values" is allowed, but no input has floats: only floats can be missing, and texts with '
+            'metadata "missing_text"'
+        )
 
 
 def _check_input(tensor: Tensor, tensors: Sequence[Tensor]) -> None:
@@ -174,7 +195,9 @@ def _read_widths(tensors: Sequence[Tensor], names: Sequence[str] | None) -> list
     """Return the number of features of each input; one input of unknown width gets the names that are left over."""
     widths = [1 if len(tensor.shape) == 1 else tensor.shape[1] for tensor in tensors]
     known = [width for width in widths if isinstance(width, int)]
-    if len(known) < len(widths) - 1 or (len(known) < len(widths) and names is None):
+    if len(known) < len(widths) - 1:
+        raise StartupError(f"inputs are {show(tensors)}: export with a fixed number of features in all but one of them")
+    if len(known) < len(widths) and names is None:
         raise StartupError('the number of features is not in the graph: add metadata "feature_names"')
     left = len(names or []) - sum(known)
     return [width if isinstance(width, int) else left for width in widths]

@@ -3,11 +3,18 @@
 import json
 import math
 from collections.abc import Mapping
+from unicodedata import category
 
 from app.errors import StartupError
 
 NAME_LIMIT = 200
 """Most characters of a class or feature name: names are stored in rows and become values of metric labels."""
+
+REFUSED_SIGNS = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Unicode categories that names may not have: control characters, halves of characters, ends of lines and paragraphs.
+
+Spaces that do not break, joiners and marks of the direction of writing are part of names in many languages.
+"""
 
 Metadata = Mapping[str, str]
 
@@ -19,6 +26,8 @@ METADATA_KEYS = frozenset(
         "decision_threshold",
         "missing_values",
         "output",
+        "probability_output",
+        "missing_text",
         "example",
         "training_f1",
     }
@@ -40,7 +49,8 @@ def read_names(metadata: Metadata, key: str) -> tuple[int | str, ...]:
     names = read_entry(metadata, key)
     if not isinstance(names, list) or not all(is_name(name) for name in names):
         raise StartupError(
-            f'metadata "{key}" is not a JSON array of integers or of printable texts up to {NAME_LIMIT} characters'
+            f'metadata "{key}" is not a JSON array of integers or of texts up to {NAME_LIMIT} characters, without '
+            "control characters"
         )
     if len({type(name) for name in names}) > 1:
         raise StartupError(f'metadata "{key}" mixes integers and texts')
@@ -50,7 +60,7 @@ def read_names(metadata: Metadata, key: str) -> tuple[int | str, ...]:
 def is_name(name: object) -> bool:
     """Return whether this can be the name of a class or feature."""
     if isinstance(name, str):
-        return 0 < len(name) <= NAME_LIMIT and name.isprintable()
+        return 0 < len(name) <= NAME_LIMIT and not any(category(sign) in REFUSED_SIGNS for sign in name)
     return isinstance(name, int) and not isinstance(name, bool) and abs(name) < 2**63
 
 

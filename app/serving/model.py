@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 
 from app import metrics
 from app.errors import StartupError
+from app.serving.adapted_session import AdaptedSession
 from app.serving.features import Tensor, Value, make_arrays
+from app.serving.formats import name_foreign_format
 from app.serving.graph import read_facts
 from app.serving.metadata import Metadata
 from app.serving.probabilities import Float32, read_probabilities
+from app.serving.refusals import find_hint, tell_reason
 from app.serving.signature import Signature, decision_rule, read_signature
 
 logger = logging.getLogger(__name__)
@@ -55,6 +58,7 @@ class Model:
         self.loaded_at = datetime.now(UTC)
         self._session = _open_session(content)
         self.metadata, self.signature = _read_signature(self._session, content)
+        self._session = _adapt(self._session, self.signature)
         self._rule = decision_rule(self.signature)
         self._index_of = {name: index for index, name in enumerate(self.signature.classes)}
         self._inputs = [one.name for one in self.signature.inputs]
@@ -158,8 +162,8 @@ class Model:
             raise StartupError(f"the graph returns {error}, the classes are {list(self.signature.classes)}") from error
         except Exception as error:  # onnxruntime's errors have no narrower common class
             raise StartupError(
-                f"a run on {len(rows)} row(s) such as {list(rows[0])} failed: {_first_line(error)}; "
-                'if the model accepts other rows, add one of them as metadata "example"'
+                f"a run on {len(rows)} row(s) such as {list(rows[0])} failed: {tell_reason(error)}; "
+                f"{find_hint(error) or self._advise_run(len(rows))}"
             ) from error
         expected = (len(rows), len(self.signature.classes))
         if scores.probabilities.shape != expected:
@@ -167,6 +171,14 @@ class Model:
         if scores.predicted.shape != expected[:1]:
             raise StartupError(f"labels have the shape {scores.predicted.shape}, expected is {expected[:1]}")
         return scores
+
+    def _advise_run(self, rows: int) -> str:
+        """Return what helps when example rows cannot be scored and the error itself does not tell."""
+        if rows > 1:
+            return "one such row alone can be scored: export with a free first dimension, so that rows can run together"
+        if "example" in self.metadata:
+            return 'the metadata "example" must be a row that the model accepts'
+        return 'if the model accepts other rows, add one of them as metadata "example"'
 
 
 def _open_session(content: bytes) -> Any:
@@ -181,9 +193,17 @@ def _open_session(content: bytes) -> Any:
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no narrower common class
-        is_split = "external" in str(error).lower() or NO_FOLDER in str(error)
-        hint = "; its weights are in another file: save it as one" if is_split else ""
-        raise StartupError(f"onnxruntime cannot load it: {_first_line(error)}{hint}") from error
+        hint = name_foreign_format(content) or find_hint(error)
+        reason = f"onnxruntime cannot load it: {tell_reason(error)}"
+        raise StartupError(f"{reason}; {hint}" if hint else reason) from error
+
+
+def _adapt(session: Any, signature: Signature) -> Any:
+    """Return the session, adapted if its outputs are not as the rest expects them."""
+    is_half = any(output.type == "tensor(float16)" for output in session.get_outputs())
+    if not signature.probability_columns and not is_half:
+        return session
+    return AdaptedSession(session, signature.probability_output, signature.probability_columns)
 
 
 def _read_signature(session: Any, content: bytes) -> tuple[Metadata, Signature]:
@@ -195,7 +215,3 @@ def _read_signature(session: Any, content: bytes) -> tuple[Metadata, Signature]:
     except ValueError as error:  # onnxruntime checks no text: UnicodeDecodeError
         raise StartupError(f"not a readable ONNX file: {error}") from error
     return metadata, read_signature(inputs, outputs, metadata, graph)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -28,6 +28,9 @@ from app.serving.repository import ModelRepository, ServedModel, UnknownModelErr
 
 logger = logging.getLogger(__name__)
 
+RETRY_LOAD_SECONDS = 60.0
+"""Until a file is tried again that failed unexpectedly: the log has a traceback each time."""
+
 
 class Reloader:
     """Changes which versions are served, one change at a time. Use `start` to make one.
@@ -157,12 +160,10 @@ class Reloader:
         for record in records:
             record.file_before, record.file = record.file, found.get(record.key)
         self._watch_default(len({name for name, _ in found}))
+        now = asyncio.get_running_loop().time()
         for record in records:
-            if (stamp := record.find_new_file()) is not None:
-                try:
-                    await self._take(record, stamp)
-                except RefusedVersionError as error:
-                    logger.error("model %s version %s: %s", *record.printable, error)  # noqa: TRY400  # not a bug
+            if (stamp := record.find_new_file(now)) is not None:
+                await self._try_file(record, stamp)
         for record in records:
             if record.has_lost_file:
                 await self._remove(record, is_empty=not found)
@@ -172,9 +173,21 @@ class Reloader:
                     await self._register_late(record, record.served)
         self._repository.drop_blank_records()
 
+    async def _try_file(self, record: VersionRecord, stamp: Stamp) -> None:
+        """Serve a file; a failure, which the record shows, must not hold up other versions."""
+        try:
+            await self._take(record, stamp)
+        except RefusedVersionError as error:
+            logger.error("model %s version %s: %s", *record.printable, error)  # noqa: TRY400  # not a bug
+        except Exception:
+            logger.exception("model %s version %s is not served, it is tried again", *record.printable)
+
     async def _take(self, record: VersionRecord, stamp: Stamp) -> ServedModel:
-        """Serve a file, or raise RefusedVersionError; a refused file is not tried again until it changes."""
-        record.file_tried = stamp
+        """Serve a file, or raise RefusedVersionError; a refused file is not tried again until it changes.
+
+        Any other error is a bug, or memory that is used up: it says nothing about the file, which is tried again.
+        """
+        record.file_tried, record.retry_at = stamp, None
         served = record.served
         try:
             if served is None:
@@ -185,6 +198,13 @@ class Reloader:
         except RefusedVersionError as error:
             metrics.MODEL_LOAD_FAILURES.inc()
             _note(record, error.code, str(error))
+            raise
+        except Exception:
+            metrics.MODEL_LOAD_FAILURES.inc()
+            record.retry_at = asyncio.get_running_loop().time() + RETRY_LOAD_SECONDS
+            _note(
+                record, "model_not_loadable", "an unexpected error, see the server's log; it is tried again each minute"
+            )
             raise
         if record.trouble is None or record.trouble.code != "model_conflict":  # the file does not settle that one
             record.trouble = None
@@ -223,7 +243,7 @@ class Reloader:
             return
         served = record.served
         tie = None if served is None else "MODEL_DIR is empty" if is_empty else self._find_tie(record, served)
-        is_first_time, record.file_tried = record.file_tried is not None, None
+        is_first_time, record.file_tried, record.retry_at = record.file_tried is not None, None, None
         if tie is None:
             record.trouble = None
             if served is not None:

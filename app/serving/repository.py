@@ -45,6 +45,8 @@ class VersionRecord:
     """Its file when MODEL_DIR was read the time before."""
     file_tried: Stamp | None = None
     """The file that was served or refused, which is not tried again until it changes; None before the first try."""
+    retry_at: float | None = None
+    """When `file_tried` is tried again although it has not changed, by the event loop's clock; None: it is not."""
 
     @property
     def key(self) -> VersionKey:
@@ -61,10 +63,10 @@ class VersionRecord:
         """Whether it is not served because an operator has unloaded it, or because something is wrong with it."""
         return self.served is None and (self.is_unloaded or self.trouble is not None)
 
-    def find_new_file(self) -> Stamp | None:
-        """Return the file to try to serve: it was the same when MODEL_DIR was read twice, and is not tried yet."""
-        is_settled = self.file == self.file_before and self.file != self.file_tried
-        return self.file if is_settled and not self.is_unloaded else None
+    def find_new_file(self, now: float) -> Stamp | None:
+        """Return the file to try to serve: it was the same when MODEL_DIR was read twice, and its try is due."""
+        is_due = self.file != self.file_tried or (self.retry_at is not None and now >= self.retry_at)
+        return self.file if self.file == self.file_before and is_due and not self.is_unloaded else None
 
     @property
     def has_lost_file(self) -> bool:
@@ -157,6 +159,7 @@ class ModelRepository:
         self.open_record(model.name, model.version).served = None
         self._arrange(model.name)
         metrics.MODEL_INFO.remove(model.name, model.version, model.sha256)
+        metrics.MODEL_VERSION_DEFAULT.remove(model.name, model.version)
 
     def pin(self, name: str, version: str | None) -> None:
         """Make a version the default of its model; None: the highest is the default again."""
@@ -172,5 +175,8 @@ class ModelRepository:
         served = {record.version: record.served for record in known if record.served is not None}
         if served:
             pinned = next((record.served for record in known if record.is_pinned), None)
-            models[name] = _ModelVersions(served, pinned or next(reversed(served.values())))
+            default = pinned or next(reversed(served.values()))
+            models[name] = _ModelVersions(served, default)
+            for version, one in served.items():
+                metrics.MODEL_VERSION_DEFAULT.labels(name, version).set(one is default)
         self._models = {other: models[other] for other in sorted(models)}

@@ -1,15 +1,19 @@
 """What a model takes and returns, read from its graph and its metadata; a model that is not understood is refused."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from app.errors import StartupError
-from app.serving.features import Feature, ModelInput, Tensor, Value, read_examples, read_inputs, show
+from app.serving.features import Feature, ModelInput, Tensor, Value, read_examples, read_inputs
 from app.serving.graph import GraphFacts
 from app.serving.metadata import NAME_LIMIT, Metadata, is_name, read_choice, read_entry, read_names, read_number
+from app.serving.outputs import LABEL_TYPES, MAP_TYPES, explain_missing_classes, find_outputs
 
 ClassName = int | str
+
+MAX_BATCH_VALUES = 1_000_000
+"""Most probabilities, and most features, of a request's rows: about 30 MB of answer and a second of work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,8 @@ class Signature:
     examples: Sequence[Sequence[Value]]
     label_output: str | None
     probability_output: str
+    probability_columns: tuple[str, ...]
+    """The outputs of the single classes, of which `probability_output` is made; empty if the graph has that output."""
     probabilities_are_maps: bool
     are_logits: bool
     classes: tuple[ClassName, ...]
@@ -35,10 +41,18 @@ class Signature:
     number_limit: float | None = field(init=False)
     """The largest value when every feature is a number of the same type, to check rows as a whole; else None."""
 
+    max_rows: int = field(init=False)
+    """The most rows of one request, which MAX_BATCH_VALUES allows."""
+    row_values: int = field(init=False)
+    """The number of values that a row costs time and memory for: its features and its probabilities."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_texts", tuple(str(name) for name in self.classes))
         object.__setattr__(self, "feature_names", tuple(feature.name for feature in self.features))
         object.__setattr__(self, "feature_set", frozenset(self.feature_names))
+        widths = len(self.features), len(self.classes)
+        object.__setattr__(self, "max_rows", max(1, MAX_BATCH_VALUES // max(widths)))
+        object.__setattr__(self, "row_values", sum(widths))
         types = {feature.type for feature in self.features}
         is_plain = len(types) == 1 and self.features[0].kind == "number"
         object.__setattr__(self, "number_limit", self.features[0].type.high if is_plain else None)
@@ -66,7 +80,8 @@ def read_signature(
     read = read_inputs(inputs, metadata, missing_allowed=missing_allowed)
     features = tuple(feature for _, of_input in read for feature in of_input)
     are_logits = read_choice(metadata, "output", ("probabilities", "logits")) == "logits"
-    label_output, answer = _find_outputs(outputs)
+    found = find_outputs(outputs, metadata, graph)
+    label_output, answer, graph = found.label, found.answer, replace(graph, classes=found.classes)
     classes = _read_classes(metadata, graph, label_output, answer, are_logits=are_logits)
     positive_index = _read_positive_index(metadata, classes)
     return Signature(
@@ -76,6 +91,7 @@ def read_signature(
         examples=read_examples(metadata, features, graph.categories),
         label_output=label_output.name if label_output else None,
         probability_output=answer.name,
+        probability_columns=found.columns,
         probabilities_are_maps=answer.type.startswith("seq(map("),
         are_logits=are_logits,
         classes=classes,
@@ -83,28 +99,6 @@ def read_signature(
         decision_threshold=_read_threshold(metadata, positive_index),
         training_f1=read_number(metadata, "training_f1"),
     )
-
-
-LABEL_TYPES = {"tensor(int64)": int, "tensor(string)": str}
-MAP_TYPES = ("seq(map(int64,tensor(float)))", "seq(map(string,tensor(float)))")
-MATRIX_TYPES = ("tensor(float)", "tensor(double)")
-
-
-def _find_outputs(outputs: Sequence[Tensor]) -> tuple[Tensor | None, Tensor]:
-    """Return the label output, if there is one, and the output with the probabilities."""
-    labels = [output for output in outputs if output.type in LABEL_TYPES]
-    answers = [output for output in outputs if output.type in MAP_TYPES or _is_matrix(output)]
-    if len(labels) > 1 or len(answers) != 1 or len(outputs) > len(labels) + 1:
-        raise StartupError(
-            f"outputs are {show(outputs)}, supported is a label (int64 or string) with probabilities, or "
-            "probabilities only, as one tensor of floats of shape [N, classes], [N, 1] or [N], or as ZipMap: "
-            "export a classifier with these outputs only"
-        )
-    return (labels[0] if labels else None), answers[0]
-
-
-def _is_matrix(output: Tensor) -> bool:
-    return output.type in MATRIX_TYPES and len(output.shape) in (1, 2)
 
 
 def _count_columns(answer: Tensor) -> int | None:
@@ -132,13 +126,14 @@ def _read_classes(
     elif graph.classes is not None:
         classes = graph.classes
         if not all(is_name(name) for name in classes):
+            cure = 'add metadata "classes"' if label_output is None else "train and export it with other names"
             raise StartupError(
-                f'a class in the graph is not printable text up to {NAME_LIMIT} characters: add metadata "classes"'
+                f"a class in the graph is no text of 1 to {NAME_LIMIT} characters without control characters: {cure}"
             )
-    elif label_output is None and columns is not None:
+    elif columns is not None and (label_output is None or graph.makers.get(label_output.name) == "ArgMax"):
         classes = _count_classes(answer, columns, maker, are_logits=are_logits)
     else:
-        raise StartupError('the classes are not in the graph: add metadata "classes", a JSON array such as [0, 1]')
+        raise StartupError(explain_missing_classes(label_output, answer))
     _check_classes(classes, columns, label_output)
     return classes
 

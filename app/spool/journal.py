@@ -1,4 +1,4 @@
-"""The writer of the spool: append rows of requests in groups; a group's rows are promised when it is on the disk.
+"""The writer of the spool: append the rows of batches in groups; a group's rows are promised when it is on the disk.
 
 While one group is written, the next one forms. After any error the file is never written or synced again: the group is
 refused, and a new segment begins.
@@ -28,7 +28,7 @@ SEGMENT_SECONDS = 300.0
 """A segment with rows is closed at this age, so that shipped rows are removed with little traffic too."""
 
 MAX_GROUP_BYTES = 32 * 1024**2
-"""Most bytes of a group of several requests; a larger request is a group of its own."""
+"""Most bytes of a group of several batches; a larger batch is a group of its own."""
 
 MAX_PENDING_BYTES = 2 * MAX_GROUP_BYTES
 """Most bytes that are being written or wait for the disk; above it, requests are refused at once."""

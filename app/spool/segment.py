@@ -5,7 +5,8 @@ A segment is a header followed by frames. Integers are little-endian:
     header  magic 8s | spool uuid 16s | sequence u64 | acknowledged length of the segment before u64 | crc u32
     frame   magic 4s | length u32 | rows u32 | crc u32 over length, rows and payload | payload
 
-A payload has rows as JSON objects, joined by commas. So payloads of several frames, joined by commas in brackets, are a
+A frame has rows of one batch, whatever the requests that they came from; a long batch has several frames. A payload has
+rows as JSON objects, joined by commas. So payloads of several frames, joined by commas in brackets, are a
 JSON array, and an operator can read the file.
 """
 

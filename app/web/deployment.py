@@ -30,6 +30,7 @@ class ModelShape:
     inputs: tuple[ModelInput, ...]
     example: tuple[Value, ...]
     classes: tuple[ClassName, ...]
+    max_rows: int
     is_default_model: bool
     has_default_version: bool
 
@@ -67,6 +68,7 @@ def describe_models(repository: ModelRepository) -> tuple[ModelShape, ...]:
             inputs=inputs,
             example=tuple(models[-1].example),
             classes=models[-1].signature.classes,
+            max_rows=min(model.signature.max_rows for model in models),
             is_default_model=name == repository.default_model,
             has_default_version=repository.get(name).model in models,
         )

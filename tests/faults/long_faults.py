@@ -17,6 +17,7 @@ from tests.conftest import execute
 from tests.faults.postgres import Postgres
 from tests.faults.proxy import Proxy, open_proxy
 from tests.faults.world import World
+from tests.support.fake_clock import fake_clock, set_clock
 from tests.support.load import fetch_rows
 from tests.support.processes import WAIT_SECONDS, find_free_port, wait_until
 
@@ -27,8 +28,6 @@ PGBOUNCER = "/usr/sbin/pgbouncer"
 
 READERS = 4
 
-LIBFAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
-
 MS_PER_DAY = 86_400_000
 
 JUMPS = ("+0", "+2d", "-2d", "+9d", "-30d", "+0")
@@ -38,16 +37,8 @@ JUMPS = ("+0", "+2d", "-2d", "+9d", "-30d", "+0")
 @asynccontextmanager
 async def clock_jumps(world: World) -> AsyncIterator[None]:
     """The wall clock jumps to and fro; the monotonic one does not."""
-    assert LIBFAKETIME.exists(), "missing: libfaketime"
     clock = world.directory / "clock"
-    set_clock(clock, JUMPS[0])
-    world.server.environment |= {
-        "LD_PRELOAD": str(LIBFAKETIME),
-        "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        "DONT_FAKE_MONOTONIC": "1",
-    }
+    world.server.environment |= fake_clock(clock)
     await world.server.start()
     for offset in JUMPS:
         set_clock(clock, offset)
@@ -55,13 +46,6 @@ async def clock_jumps(world: World) -> AsyncIterator[None]:
     yield
     days = {(key.int >> 80) // MS_PER_DAY for key in world.answers.promised}
     world.check(len(days) >= len(set(JUMPS)), f"the clock jumped to {len(days)} days only")
-
-
-def set_clock(clock: Path, offset: str) -> None:
-    """Replace the offset at once."""
-    new = clock.with_suffix(".new")
-    new.write_text(offset + "\n")
-    new.rename(clock)
 
 
 @asynccontextmanager

@@ -55,7 +55,7 @@ def read_made(name: str, *, missing: bool = False) -> Family:
     return Family(content, rows, answer["classes"], probabilities)
 
 
-def make_scikit_learn(kind: Any, classes: Any, *, zipmap: bool) -> Family:
+def make_scikit_learn(kind: Any, classes: Any, *, zipmap: bool | str) -> Family:
     """Take a plain scikit-learn estimator."""
     rows = make_rows(30)
     probabilities = train(kind, classes).predict_proba(rows)
@@ -190,6 +190,7 @@ def make_mixture(**metadata: str) -> Family:
 FAMILIES: dict[str, Callable[[], Family]] = {
     "scikit-learn-logistic": lambda: make_scikit_learn("logistic", ("no", "yes"), zipmap=False),
     "scikit-learn-forest-zipmap": lambda: make_scikit_learn("forest", ("ash", "beech", "cherry"), zipmap=True),
+    "scikit-learn-columns": lambda: make_scikit_learn("logistic", ("ash", "beech"), zipmap="columns"),
     "scikit-learn-boosting": lambda: make_scikit_learn("boosting", (1, 2, 3), zipmap=False),
     "pipeline": lambda: make_pipeline(zipmap=False),
     "pipeline-zipmap": lambda: make_pipeline(zipmap=True),

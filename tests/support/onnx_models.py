@@ -62,7 +62,7 @@ def _make_estimator(kind: Kind) -> Any:
 
 
 @functools.cache
-def convert(kind: Kind, classes: Classes, *, zipmap: bool = False) -> bytes:
+def convert(kind: Kind, classes: Classes, *, zipmap: bool | str = False) -> bytes:
     """Convert the trained estimator; outputs are a label and probabilities as a tensor or as ZipMap."""
     model = convert_sklearn(
         train(kind, classes),

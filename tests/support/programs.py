@@ -1,8 +1,13 @@
 """Programs that are run to their end, as a user runs them."""
 
+import asyncio
 import os
 import subprocess
+import sys
 from pathlib import Path
+
+from app.database.embedded_home import find_wheel
+from tests.support.processes import ROOT, WAIT_SECONDS
 
 INSTALL_SECONDS = 420
 """For whatever installs packages."""
@@ -21,3 +26,34 @@ def clean_environment() -> dict[str, str]:
     """Return the environment without what this test run has set for itself."""
     ours = ("COVERAGE", "COV_", "MAKE", "MFLAGS", "VIRTUAL_ENV", "TEST_", "DATABASE_URL", "DATA_DIR")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
+async def run_postgres(name: str, *arguments: str) -> tuple[int, str]:
+    """Run a program of the tests' PostgreSQL to its end; return its status and what it wrote to stderr."""
+    binaries = os.environ.get("TEST_POSTGRES_BIN") or find_wheel()
+    process = await asyncio.create_subprocess_exec(
+        str(Path(binaries) / name),
+        *arguments,
+        env={**os.environ, "LC_ALL": "C"},
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(WAIT_SECONDS):
+        _, output = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode()
+
+
+async def run_alembic(url: str, *arguments: str, cwd: Path = ROOT) -> tuple[int, str]:
+    """Run Alembic on a database to its end; return its status and what it wrote to stderr."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "alembic", "-c", str(ROOT / "alembic.ini"), *arguments),
+        env={**os.environ, "DATABASE_URL": url},
+        cwd=cwd,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(WAIT_SECONDS):
+        _, output = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode()

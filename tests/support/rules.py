@@ -38,13 +38,17 @@ RECORDED = {rule["record"] for rule in RULES if "record" in rule}
 
 def list_exported() -> dict[str, set[str]]:
     """Return the labels of every sample that a server exports, by the sample's name."""
-    collectors = REGISTRY._names_to_collectors
-    return {name: set(read_labels(collector, name)) for name, collector in collectors.items()}
+    exported = {name: set(read_labels(one, name)) for name, one in REGISTRY._names_to_collectors.items()}
+    for metric in metrics.QUICK_METRICS:
+        if isinstance(metric, metrics.QuickCounter):
+            exported[f"{metric.name}_total"] = set(metric.labelnames)
+        else:
+            exported |= {f"{metric.name}{end}": set(metric.labelnames) for end in ("_count", "_sum")}
+            exported[f"{metric.name}_bucket"] = {*metric.labelnames, "le"}
+    return exported
 
 
 def read_labels(collector: object, name: str) -> Iterator[str]:
-    if isinstance(collector, metrics.BatchHistogram | metrics.QuickCounter):
-        yield from collector._describe[2]
     yield from getattr(collector, "_labelnames", ())
     if name.endswith("_bucket"):
         yield "le"

@@ -8,8 +8,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql as pg
 
-revision = "0003"
-down_revision = "0002"
+revision = "0004"
+down_revision = "0003"
 branch_labels = None
 depends_on = None
 
@@ -42,13 +42,15 @@ FOR EACH STATEMENT EXECUTE FUNCTION call_labels()
 
 MOVE_PENDING = """
 WITH moved AS (DELETE FROM pending_label WHERE external_id IS NOT NULL RETURNING *)
-INSERT INTO key_label (external_id, label, observed_at, received_at, is_pending, stage, next_look_at)
-SELECT external_id, label, observed_at, received_at, true, 'fence', now() FROM moved ORDER BY pending_id
+INSERT INTO key_label (external_id, label, observed_at, received_at, position, is_pending, stage, next_look_at)
+SELECT external_id, label, observed_at, received_at, row_number() OVER (ORDER BY pending_id), true, 'fence', now()
+FROM moved
 """
 
 MOVE_BACK = """
 INSERT INTO pending_label (external_id, label, observed_at, received_at, next_try_at)
-SELECT external_id, label, observed_at, received_at, now() FROM key_label WHERE is_pending ORDER BY label_id
+SELECT external_id, label, observed_at, received_at, now() FROM key_label WHERE is_pending
+ORDER BY received_at, position
 """
 
 
@@ -56,11 +58,12 @@ def upgrade() -> None:
     """Create the tables and the trigger; creating the trigger waits for the writers of the log."""
     op.create_table(
         "key_label",
-        sa.Column("label_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+        sa.Column("label_id", pg.UUID, primary_key=True, server_default=sa.func.gen_random_uuid()),
         sa.Column("external_id", sa.Text, nullable=False),
         sa.Column("label", sa.Text, comment="as it was sent; null: a withdrawal"),
         sa.Column("observed_at", sa.TIMESTAMP(timezone=True), nullable=False),
         sa.Column("received_at", sa.TIMESTAMP(timezone=True), nullable=False),
+        sa.Column("position", sa.Integer, nullable=False, comment="in its request, for equal times"),
         sa.Column("is_pending", sa.Boolean, nullable=False, comment="no prediction of its key has been stored"),
         sa.Column("stage", sa.Text, nullable=False, comment="what the sweep does next, app/quality/key_labels.py"),
         sa.Column("next_look_at", sa.TIMESTAMP(timezone=True), comment="when the sweep does it; null: never"),
@@ -78,7 +81,7 @@ def upgrade() -> None:
     op.create_index("key_label_pending", "key_label", ["received_at"], postgresql_where=sa.text("is_pending"))
     op.create_table(
         "labelled_arrival",
-        sa.Column("arrival_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+        sa.Column("arrival_id", pg.UUID, primary_key=True, server_default=sa.func.gen_random_uuid()),
         sa.Column("prediction_id", pg.UUID, nullable=False),
         sa.Column("external_id", sa.Text, comment="null: labels under its key do not count for it"),
         sa.Column("stored_at", sa.TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.clock_timestamp()),
@@ -88,7 +91,7 @@ def upgrade() -> None:
     op.create_index("labelled_arrival_next_try_at", "labelled_arrival", ["next_try_at"])
     op.create_table(
         "label_rejection",
-        sa.Column("rejection_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+        sa.Column("rejection_id", pg.UUID, primary_key=True, server_default=sa.func.gen_random_uuid()),
         sa.Column("rejected_at", sa.TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.now()),
         sa.Column("model_name", sa.Text, nullable=False),
         sa.Column("model_version", sa.Text, nullable=False),
