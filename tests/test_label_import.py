@@ -17,6 +17,7 @@ from app.exchange.aside import AsideError
 from app.exchange.checkpoint import Checkpoint, CheckpointError
 from app.exchange.label_files import Columns
 from app.exchange.label_import import LabelImport, LabelImportError, run_import
+from app.exchange.text_files import TextForm
 from app.prediction_log.record import Record
 from tests.conftest import execute
 from tests.support.processes import ROOT, Server, run_app, start_app, wait_until
@@ -56,6 +57,7 @@ def plan_import(server: Server, path: Path, *, restart: bool = False, malformed:
         restart=restart,
         malformed=malformed,
         rejected=path.with_name("rejected"),
+        form=TextForm(),
     )
 
 
@@ -318,6 +320,40 @@ async def test_import_of_a_file_that_is_not_there_says_so(tmp_path: Path) -> Non
 
     assert status == 1
     assert "nothing.csv cannot be read" in output
+
+
+async def test_dry_run_checks_every_row_and_sends_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("external_id;label\n" + "order-1;1\n" * 3 + "1.0E+05;1\norder-2;\n")
+
+    status, output = await run_app("labels", "import", str(path), "--dry-run", "--url", "http://127.0.0.1:9")
+
+    assert status == 1
+    assert read_table(output) == {"read": 5, "would be sent": 3, "malformed, not sent": 2}
+    assert "labels.csv line 5: external_id: a number that a spreadsheet has shortened" in output
+    assert "1 malformed, label: empty; set --empty-label if empty labels are allowed" in output
+    assert [each.name for each in tmp_path.iterdir()] == ["labels.csv"]
+
+
+async def test_import_reads_a_file_as_it_is_told(
+    server: Server, records: Sequence[Record], tmp_path: Path, connection: asyncpg.Connection
+) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_bytes("größe^label\norder-1^1\n".encode("cp1252"))
+    said = ("--delimiter", "^", "--encoding", "cp1252", "--external-id-column", "größe", "--url", server.url)
+
+    status, output = await run_app("labels", "import", str(path), *said)
+
+    assert status == 0, output
+    assert list((await read_labels(connection)).values()) == ["1"]
+
+
+@pytest.mark.parametrize(
+    "option", [("--delimiter", "ab"), ("--delimiter", '"'), ("--encoding", "base64"), ("--encoding", "klingon")]
+)
+def test_option_is_refused_when_no_file_is_written_so(option: tuple[str, str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["labels", "import", "labels.csv", *option])
 
 
 def test_every_option_that_the_docs_name_exists(capsys: pytest.CaptureFixture[str]) -> None:

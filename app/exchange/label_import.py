@@ -5,7 +5,7 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,6 +20,7 @@ from app.exchange.aside import append_rows, clear_rows
 from app.exchange.checkpoint import Checkpoint, find_checkpoint, write_checkpoint
 from app.exchange.label_batch import EmptyLabel, LabelBatch, read_batch
 from app.exchange.label_files import Columns, LabelFile, LabelFormat, open_labels
+from app.exchange.text_files import TextForm
 from app.quality.labels import Outcome
 
 BATCH_TRIES = 20
@@ -59,6 +60,7 @@ class LabelImport:
     restart: bool
     malformed: Path | None
     rejected: Path
+    form: TextForm
 
 
 async def run_import(plan: LabelImport, console: Console | None = None) -> int:
@@ -69,7 +71,7 @@ async def run_import(plan: LabelImport, console: Console | None = None) -> int:
         console.print(f"{plan.path} was already imported; --restart sends it again, with the same times of observation")
     else:
         async with httpx2.AsyncClient(base_url=plan.url, timeout=60) as client:
-            with open_labels(plan.path, plan.file_format, plan.columns) as file:
+            with open_labels(plan.path, plan.file_format, plan.columns, plan.form) as file:
                 await _check_live(client)
                 clear_rows(plan.rejected, done.rejected_bytes)
                 if plan.malformed is not None:
@@ -79,6 +81,24 @@ async def run_import(plan: LabelImport, console: Console | None = None) -> int:
     return 1 if done.malformed or done.counts.get("rejected") else 0
 
 
+def check_file(plan: LabelImport, console: Console | None = None) -> int:
+    """Read the whole file as an import would and send nothing; return 1 when some rows are malformed, else 0."""
+    console, ready, done = console or Console(), 0, Checkpoint("", datetime.now(UTC))
+    with open_labels(plan.path, plan.file_format, plan.columns, plan.form) as file:
+        while some := list(itertools.islice(file.rows, plan.batch_rows)):
+            batch = read_batch(some, plan.columns, plan.empty_label, done.began_at)
+            for row, fault in batch.malformed[: max(0, SHOWN_ROWS - done.malformed)]:
+                console.print(f"{plan.path.name} {row.place}: {fault}", markup=False)
+            ready += len(batch.lines)
+            done.rows += len(some)
+            done.empty += batch.empty
+            done.malformed += len(batch.malformed)
+            done.count_reasons(f"malformed, {fault}" for _, fault in batch.malformed)
+    done.counts = {"would be sent": ready}
+    _print_counts(done, plan, console)
+    return 1 if done.malformed else 0
+
+
 def _describe(plan: LabelImport) -> str:
     """Return a text that identifies this import: the server, the file with its size and time, and how to read it."""
     try:
@@ -86,7 +106,8 @@ def _describe(plan: LabelImport) -> str:
     except OSError as error:
         raise LabelImportError(f"{plan.path} cannot be read: {error}") from error
     about = (plan.url, status.st_size, status.st_mtime_ns, plan.file_format, plan.columns, plan.empty_label)
-    return msgspec.json.encode(about).decode()
+    form = () if plan.form == TextForm() else (plan.form,)  # without it, as the release before wrote it
+    return msgspec.json.encode(about + form).decode()
 
 
 async def _check_live(client: httpx2.AsyncClient) -> None:
