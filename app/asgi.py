@@ -18,7 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app import metrics
 from app.api import health as ops
-from app.api import labels, models, pages, predict, predictions, quality
+from app.api import labels, models, pages, predict, predictions, quality, runbook
 from app.api.predict_batch import make_batcher
 from app.database.pool import DatabaseUnreachableError, open_database_url, open_pool
 from app.errors import ScorekeeperError, StartupError
@@ -67,6 +67,8 @@ ROUTES = [
     Route("/", pages.get_model_page),
     Route("/docs", pages.get_docs_page),
     Route("/page/{file}", pages.get_part),
+    Route("/runbook/", runbook.get_runbook),
+    Route("/runbook/{page}", runbook.get_runbook_page),
 ]
 
 LOG_CONNECTIONS, REQUEST_CONNECTIONS = 2, 8

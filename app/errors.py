@@ -97,6 +97,14 @@ class UnavailableError(ScorekeeperError):
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
 
 
+class ModelOutputError(UnavailableError):
+    """The model's output for some rows cannot be answered: the model is the cause, not the request."""
+
+    def __init__(self, reason: Reason, pointers: Sequence[str] = ()) -> None:
+        super().__init__(reason.detail, [Fault(pointer, reason.code, reason.detail) for pointer in pointers])
+        self.reason = reason
+
+
 def invalid(*faults: Fault) -> InvalidRequestError:
     """Return a 422 error with these faults; its detail names the first."""
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""

@@ -28,6 +28,7 @@ from app.quality.queries import fetch_results, read_check
 from app.quality.refresh import KnownVersion, QualitySettings, refresh_results
 from app.scheduling import ScheduledJob, Work
 from app.serving.model import Model
+from app.serving.ordering import version_order
 from app.serving.queries import fetch_versions, register_version
 from app.serving.repository import ModelRepository
 from app.state import Lifecycle, Scoreboard
@@ -144,6 +145,7 @@ class Jobs:
         async with self._pool.acquire(timeout=5) as connection:
             results = await fetch_results(connection, self._settings.quality.window_names)
             _, mismatch = await read_check(connection)
+        results.sort(key=lambda result: (result.model_name, version_order(result.model_version)))
         # Nothing waits between here and the export: GET /quality and the gauges always show the same results.
         self._scoreboard.note_results(results)
         metrics.LEDGER_MISMATCH.value = mismatch

@@ -208,6 +208,11 @@ INFERENCE_BATCH_ROWS = Histogram(
     ["model", "model_version"],
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, 16384),
 )
+MODEL_OUTPUT_REFUSED = Counter(
+    "model_output_refused_rows_total",
+    "Rows whose request was answered 503 because the model's output for them was not probabilities of its classes",
+    ["model", "model_version"],
+)
 OPEN_INFERENCE_SECONDS = Summary(
     "open_inference_request_seconds",
     "Time of an inference request under /v2 to a known model, by outcome: success or fail",

@@ -5,7 +5,9 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -42,7 +44,16 @@ async def own_task(
 
 async def call_in_thread(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
     """Call a blocking function in a thread. When cancelled, wait for its end first: it never outlives this call."""
-    call = asyncio.ensure_future(asyncio.to_thread(function, *arguments, **named))
+    return await _finish(asyncio.ensure_future(asyncio.to_thread(function, *arguments, **named)))
+
+
+async def call_in(threads: Executor, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    """Do the same in threads of one's own: asyncio's are shared, so that a call may wait for the work of others."""
+    call = partial(function, *arguments, **named)
+    return await _finish(asyncio.get_running_loop().run_in_executor(threads, call))
+
+
+async def _finish(call: "asyncio.Future[T]") -> T:
     try:
         return await asyncio.shield(call)
     except asyncio.CancelledError:

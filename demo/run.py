@@ -74,6 +74,8 @@ def prepare_prometheus(app_port: int, port: int) -> tuple[str, ...] | None:
     directory.mkdir(parents=True, exist_ok=True)
     text = (ROOT / "prometheus.yml").read_text().replace("app:8000", f"127.0.0.1:{app_port}")
     text = text.replace("localhost:9090", f"127.0.0.1:{port}").replace("prometheus/*", f"{ROOT}/prometheus/*")
+    text = text.replace("${RUNBOOK_URL}", f"http://127.0.0.1:{app_port}/runbook")
+    text = text.replace("${DASHBOARD_URL}", "http://localhost:3000")  # the demo has no Grafana, compose.yaml has
     configuration = directory / "prometheus.yml"
     configuration.write_text(text.replace("alertmanager:9093", "127.0.0.1:9093"))
     return (

@@ -7,6 +7,9 @@ from grafana.panels import Panels, make_graph, make_stat, make_table, query, que
 
 OK, WARN, BAD = "green", "orange", "red"
 
+SERVED = "on (job, model, model_version) job:model_served:group"
+"""With `and`: only versions that are served; the windows go on showing one that was rolled back."""
+
 STAT, GRAPH = (3, 4), (6, 8)
 
 
@@ -41,23 +44,24 @@ def list_numbers() -> Panels:
         ),
         make_stat(
             "F1 above Objective",
-            "Upper bound of F1 minus F1_OBJECTIVE, of the worst version and window. Below 0: worse than agreed, and "
-            "chance does not explain it.",
+            "Upper bound of F1 minus F1_OBJECTIVE, of the worst served version and window with enough "
+            "labels. Below 0: worse than agreed, and chance does not explain it.",
             "none",
             query(
                 "min(max without (instance) (model_f1_score_upper_bound) "
-                "- on (job) group_left max by (job) (model_f1_objective))"
+                "- on (job) group_left max by (job) (model_f1_objective) "
+                f"and job:model_quality_ok:max == 1 and {SERVED})"
             ),
             size=STAT,
             limits=((None, BAD), (0, OK)),
             decimals=3,
-            no_value="no objective",
+            no_value="none",
         ),
         make_stat(
             "Versions that Are Known",
-            "Versions with a window in the state ok. The quality of the others is unknown.",
+            "Served versions with a window in the state ok. The quality of the others is unknown.",
             "short",
-            query("sum(max without (window) (job:model_quality_ok:max))"),
+            query(f"sum(max without (window) (job:model_quality_ok:max) and {SERVED})"),
             size=STAT,
             limits=((None, WARN), (1, OK)),
         ),

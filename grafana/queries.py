@@ -29,11 +29,15 @@ SELECT model_version AS version, window_name AS "window", computed_at AS compute
     (measures->>'f1')::float8 AS "F1", (measures->>'f1_lower')::float8 AS lower,
     (measures->>'f1_upper')::float8 AS upper, (measures->>'corrected_f1')::float8 AS corrected,
     (measures->>'baseline_f1')::float8 AS baseline, (measures->>'best_threshold')::float8 AS "best threshold",
-    (measures->>'best_threshold_f1')::float8 AS "F1 there", (measures->>'auc')::float8 AS "AUC",
+    (measures->>'best_threshold_f1')::float8 AS "F1 there", measures->>'regret_is_certain' AS "gain certain",
+    (measures->>'auc')::float8 AS "AUC",
     (measures->>'brier')::float8 AS "Brier", (measures->>'ece')::float8 AS "ECE"
 FROM quality_result
 WHERE model_name = ${model:sqlstring} AND model_version IN (${version:sqlstring}) AND role = 'live'
-ORDER BY model_version, until - since
+ORDER BY (
+    SELECT array_agg(CASE WHEN part[1] ~ '[0-9]' THEN lpad(part[1], 100, '0') ELSE part[1] END)
+    FROM regexp_matches(model_version, '[0-9]+|[^0-9]+', 'g') AS part
+), until - since
 """
 
 F1_BY_THRESHOLD = """

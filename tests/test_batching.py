@@ -55,10 +55,16 @@ async def executor() -> AsyncIterator[ThreadPoolExecutor]:
         yield executor
 
 
+UNIT = 2.0**-18
+"""How far the features of a row lie from the next row's: float32 holds each of 100,000 rows exactly."""
+
+REFUSED_ROW: Float32 = np.array([[99, 0]], np.float32)
+
+
 def make_rows(count: int, first: float = 0.0) -> Float32:
     """Make rows float32 (count, 2), no two of them alike for different `first`."""
-    column = first + np.arange(count, dtype=np.float32)
-    return np.stack([column, -column], axis=1).astype(np.float32)
+    column = (first + np.arange(count, dtype=np.float32)) * UNIT
+    return np.stack([1 - column, column], axis=1).astype(np.float32)
 
 
 async def submit(batcher: ScoringBatcher, *requests: Float32) -> "list[asyncio.Task[Scores]]":
@@ -144,7 +150,7 @@ async def test_others_are_answered_when_a_waiter_is_cancelled_before_the_run(exe
     second.cancel()
     answers = await asyncio.gather(first, third)
 
-    assert [answer.scores.tolist() for answer in answers] == [[0.0], [-2.0]]
+    assert [answer.scores.tolist() for answer in answers] == [[0.0], [2 * UNIT]]
     assert model.runs == [2]
 
 
@@ -158,7 +164,7 @@ async def test_others_are_answered_when_a_waiter_is_cancelled_during_the_run(exe
     model.gate.set()
     answers = await asyncio.gather(first, third)
 
-    assert [answer.scores.tolist() for answer in answers] == [[0.0], [-2.0]]
+    assert [answer.scores.tolist() for answer in answers] == [[0.0], [2 * UNIT]]
 
 
 async def test_cancelled_request_is_not_run_when_it_only_waited(executor: ThreadPoolExecutor) -> None:
@@ -189,7 +195,7 @@ async def test_only_the_request_at_fault_fails_when_its_width_is_wrong(executor:
     assert isinstance(wrong, Exception)
     assert isinstance(first, Scores)
     assert isinstance(last, Scores)
-    assert (first.scores.tolist(), last.scores.tolist()) == ([-1.0], [-5.0, -6.0])
+    assert (first.scores.tolist(), last.scores.tolist()) == ([UNIT], [5 * UNIT, 6 * UNIT])
 
 
 @pytest.mark.parametrize("seconds", [INLINE, IN_THREAD], ids=["inline", "thread"])
@@ -197,23 +203,23 @@ async def test_only_the_request_at_fault_fails_when_the_graph_refuses_its_row(
     executor: ThreadPoolExecutor, seconds: float
 ) -> None:
     model = WatchedModel(build_fragile(), seconds)
-    tasks = await submit(ScoringBatcher(model, executor), make_rows(1, 1), make_rows(1, 99), make_rows(1, 2))
+    tasks = await submit(ScoringBatcher(model, executor), make_rows(1, 1), REFUSED_ROW, make_rows(1, 2))
 
     first, refused, last = await asyncio.gather(*tasks, return_exceptions=True)
 
     assert isinstance(refused, Exception)
     assert isinstance(first, Scores)
     assert isinstance(last, Scores)
-    assert (first.scores.tolist(), last.scores.tolist()) == ([-1.0], [-2.0])
+    assert (first.scores.tolist(), last.scores.tolist()) == ([UNIT], [2 * UNIT])
 
 
 async def test_next_request_is_answered_when_the_run_before_it_failed(executor: ThreadPoolExecutor) -> None:
     batcher = ScoringBatcher(WatchedModel(build_fragile(), INLINE), executor)
-    await asyncio.gather(*await submit(batcher, make_rows(1, 99)), return_exceptions=True)
+    await asyncio.gather(*await submit(batcher, REFUSED_ROW), return_exceptions=True)
 
     answer = await batcher.score(make_rows(1, 3))
 
-    assert answer.scores.tolist() == [-3.0]
+    assert answer.scores.tolist() == [3 * UNIT]
 
 
 async def test_request_is_refused_when_too_many_rows_wait(executor: ThreadPoolExecutor) -> None:
@@ -312,7 +318,7 @@ async def test_a_batch_forms_when_a_run_is_under_way(executor: ThreadPoolExecuto
     answers = await asyncio.gather(*first, *later)
 
     assert model.runs == [1, 10]
-    assert [answer.scores.tolist() for answer in answers] == [[-float(index)] for index in range(11)]
+    assert [answer.scores.tolist() for answer in answers] == [[index * UNIT] for index in range(11)]
 
 
 async def test_event_loop_turns_when_a_slow_model_runs(executor: ThreadPoolExecutor) -> None:
@@ -336,5 +342,5 @@ async def test_no_thread_is_left_when_the_executor_closes() -> None:
         batchers = [ScoringBatcher(model, executor) for model in models]
         answers = await asyncio.gather(*(batcher.score(make_rows(1, 4)) for batcher in batchers))
 
-    assert [answer.scores.tolist() for answer in answers] == [[-4.0], [-4.0]]
+    assert [answer.scores.tolist() for answer in answers] == [[4 * UNIT], [4 * UNIT]]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("onnxruntime")]

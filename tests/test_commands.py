@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.commands.parser import parse_arguments
+from app.database.embedded_home import place_outside
 from tests.support.pages import PAGES
 from tests.support.processes import ROOT, run_app
 
@@ -15,6 +16,29 @@ async def test_version_is_that_of_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
     assert await run_app("--version") == (0, f"scorekeeper {project['version']}\n")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("export", "--since", "2026-01-01T00:00:00Z", "--output", "rows.csv"),
+        ("quality", "check"),
+        ("quality", "rebuild"),
+    ],
+    ids=" ".join,
+)
+async def test_command_about_a_database_makes_none(tmp_path: Path, command: tuple[str, ...]) -> None:
+    environment = {"DATABASE_URL": "", "DATA_DIR": str(tmp_path / "nowhere")}
+
+    status, said = await run_app(*command, environment=environment)
+
+    assert status == 1
+    assert said == (
+        f"error: there is no database: DATABASE_URL is not set, and {tmp_path}/nowhere/postgresql has none; "
+        "set DATABASE_URL, or DATA_DIR to the server's\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+    assert not place_outside(tmp_path / "nowhere" / "postgresql").exists()
 
 
 def test_every_command_that_a_page_names_exists() -> None:

@@ -3,8 +3,10 @@
 import asyncio
 import errno
 import stat
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -470,3 +472,23 @@ def _fail_next_sync(otherwise: Fault) -> Fault:
         return otherwise(name)
 
     return fault
+
+
+async def test_rows_are_promised_while_other_work_fills_the_shared_threads(tmp_path: Path) -> None:
+    """The limits are checked and a segment is begun meanwhile: both are calls that block."""
+    loop = asyncio.get_running_loop()
+    may_end = threading.Event()
+    async with open_real(tmp_path / "spool") as (spool, journal):
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        busy = loop.run_in_executor(None, may_end.wait)
+        try:
+            async with asyncio.timeout(WAIT_SECONDS / 4):
+                await journal.append(encode_frame(b"one", 1), 1)
+                await journal.check()
+                await journal._rotate()
+                await journal.append(encode_frame(b"two", 1), 1)
+        finally:
+            may_end.set()
+            await busy
+
+        assert [segment.rows for segment in spool.segments] == [1, 1]

@@ -58,6 +58,7 @@ def test_inspect_shows_what_the_server_sees(tmp_path: Path, console: Console, ou
         "classes": "'no', 'yes'",
         "score": "probability of yes",
         "predicted class": "score >= 0.25",
+        "label output": "none",
         "missing values": "allowed",
         "rows in one run": "any number",
         "inputs with a default value": "weight",
@@ -110,6 +111,7 @@ def test_pack_writes_what_the_server_reads(tmp_path: Path, console: Console) -> 
         missing_values="allowed",
         probability_output="p",
         output_kind="logits",
+        batching="off",
         example="[1, 2, 3, 4]",
         training_f1=0.875,
     )
@@ -124,6 +126,7 @@ def test_pack_writes_what_the_server_reads(tmp_path: Path, console: Console) -> 
     assert (signature.classes, signature.positive_class) == (("stays", "leaves"), "stays")
     assert (signature.decision_threshold, signature.training_f1) == (0.4, 0.875)
     assert (signature.missing_allowed, signature.are_logits) == (True, True)
+    assert signature.batching_doubt == 'metadata "batching" is off'
     assert model.example == [1, 2, 3, 4]
     onnx.checker.check_model(onnx.load(str(output)))
 
@@ -218,7 +221,7 @@ def test_every_refusal_in_the_documentation_is_one_of_the_code() -> None:
 
     patterns = [re.sub(r"\\\[\\\.\\\.\\\.\\\]|\d+", ".*", re.escape(phrase)) for phrase in documented]
 
-    assert len(documented) == 18
+    assert len(documented) == 19
     assert [pattern for pattern in patterns if not any(re.search(pattern, text) for text in texts)] == []
 
 

@@ -18,7 +18,6 @@ from tests.support.onnx_models import (
     add_metadata,
     build_contrary,
     build_echo,
-    build_echo_with_label,
     build_external,
     build_graph,
     build_linear,
@@ -28,9 +27,6 @@ from tests.support.onnx_models import (
 )
 
 IDENTITY = helper.make_node("Identity", ["x"], ["p"])
-CONSTANT_LABEL = helper.make_node(
-    "Constant", [], ["y"], value=numpy_helper.from_array(np.array([1], dtype=np.int64), "value")
-)
 
 
 def read_refusal(tmp_path: Path, content: bytes) -> str:
@@ -207,9 +203,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         ),
         "probabilities have the shape (1, 3), expected is (1, 2)",
     ),
-    "one label for all rows": (lambda: build_echo_with_label(2, CONSTANT_LABEL, classes="[0, 1]"), "label"),
     "integer label for text classes": (lambda: build_contrary(2, classes='["a", "b"]'), "labels are"),
-    "label that is no class": (lambda: build_contrary(2, classes="[1, 2]"), "class"),
     "ZipMap without such a class": (
         lambda: add_metadata(convert("forest", (1, 2, 3), zipmap=True), classes="[1, 2, 9]"),
         "class",
@@ -274,7 +268,7 @@ METADATA: dict[str, tuple[int, dict[str, str], str]] = {
     "example: no JSON": (2, {"example": "1, 2"}, '"example" is not JSON'),
     "example: too short": (2, {"example": "[1]"}, "neither a JSON array of 2 values"),
     "example: wrong type": (2, {"example": '[1, "2"]'}, "feature 'f1': expected number"),
-    "example: no such names": (2, {"example": '{"a": 1}'}, "feature 'f0': this model does not take missing values"),
+    "example: no such names": (2, {"example": '{"a": 1}'}, "feature 'f0': null is not allowed, expected number"),
     "example: NaN": (2, {"example": "[1, NaN]"}, "feature 'f1': the number does not fit"),
     "training_f1: infinite": (2, {"training_f1": "inf"}, "not a finite number"),
 }

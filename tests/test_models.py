@@ -19,6 +19,7 @@ from tests.support.onnx_models import (
     build_echo_with_label,
     build_imputing,
     build_linear,
+    build_weighing,
     convert,
     make_rows,
     name_predictions,
@@ -127,14 +128,12 @@ def test_score_is_the_positive_classs_probability_when_two(positive_class: str |
 
 
 @pytest.mark.parametrize(
-    ("graph", "score"),
-    [(build_echo, 0.7), (build_contrary, 0.1)],
-    ids=["likeliest", "least likely"],
+    ("weights", "score"), [((1.0, 1.0, 1.0), 0.5), ((1.0, 1.0, 2.0), 0.3)], ids=["likeliest", "another"]
 )
-def test_score_is_the_predicted_classs_probability_when_several(graph: Callable[..., bytes], score: float) -> None:
-    model = Model("graph", "1", graph(3, classes="[0, 1, 2]"))
+def test_score_is_the_predicted_classs_probability_when_several(weights: tuple[float, ...], score: float) -> None:
+    model = Model("graph", "1", build_weighing(weights))
 
-    scores = model.score(np.array([[0.2, 0.7, 0.1]], dtype=np.float32)).scores
+    scores = model.score(np.log(np.array([[0.5, 0.2, 0.3]], dtype=np.float32))).scores
 
     np.testing.assert_allclose(scores, [score], rtol=1e-6)
 
@@ -162,7 +161,7 @@ def test_prediction_follows_the_threshold_whatever_the_graph_says(
 def test_prediction_is_positive_from_the_threshold_on(score: float, predicted: str) -> None:
     model = Model("echo", "1", build_echo(2, classes='["no", "yes"]', decision_threshold="0.5"))
 
-    assert name_predictions(model, np.array([[0, score]], dtype=np.float32)) == [predicted]
+    assert name_predictions(model, np.array([[1 - score, score]], dtype=np.float32)) == [predicted]
 
 
 def test_threshold_is_of_the_positive_class_when_that_is_the_first() -> None:
@@ -177,20 +176,21 @@ def test_threshold_is_of_the_positive_class_when_that_is_the_first() -> None:
     [
         (build_echo(2, decision_threshold="0.5"), "threshold"),
         (build_contrary(2, classes="[0, 1]", decision_threshold="0.5"), "threshold"),
-        (build_contrary(2, classes="[0, 1]"), "label"),
+        (build_weighing((1.0, 2.0)), "label"),
+        (build_contrary(2, classes="[0, 1]"), "argmax"),
         (build_echo(2), "argmax"),
     ],
-    ids=["threshold", "threshold before label", "label", "argmax"],
+    ids=["threshold", "threshold before label", "label", "contrary label", "no label"],
 )
 def test_decision_rule(content: bytes, rule: str) -> None:
     assert decision_rule(Model("graph", "1", content).signature) == rule
 
 
 def test_prediction_is_the_graphs_label_when_another_is_likelier() -> None:
-    model = Model("contrary", "1", build_contrary(3, classes="[0, 1, 2]"))
-    rows = np.array([[0.2, 0.7, 0.1], [0.1, 0.2, 0.7]], dtype=np.float32)
+    model = Model("weighing", "1", build_weighing((1.0, 1.0, 2.0)))
+    rows = np.log(np.array([[0.5, 0.2, 0.3], [0.2, 0.7, 0.1]], dtype=np.float32))
 
-    assert name_predictions(model, rows) == [2, 0]
+    assert name_predictions(model, rows) == [2, 1]
 
 
 def test_prediction_is_the_likeliest_class_when_the_graph_has_no_label() -> None:
@@ -201,7 +201,7 @@ def test_prediction_is_the_likeliest_class_when_the_graph_has_no_label() -> None
 
 
 def test_label_is_read_when_its_shape_is_a_column() -> None:
-    label = helper.make_node("ArgMax", ["x"], ["y"], axis=1, keepdims=1)
+    label = helper.make_node("ArgMax", ["p"], ["y"], axis=1, keepdims=1)
     model = Model("column", "1", build_echo_with_label(2, label, classes="[0, 1]"))
 
     assert name_predictions(model, np.array([[0.9, 0.1], [0.1, 0.9]], dtype=np.float32)) == [0, 1]
@@ -242,9 +242,9 @@ def test_feature_names(metadata: dict[str, str], names: tuple[str, ...]) -> None
 def test_missing_value_reaches_the_graph_as_nan() -> None:
     model = Model("imputing", "1", build_imputing(missing_values="allowed"))
 
-    probabilities = model.score(np.array([[np.nan, 0.5, 0.125]], dtype=np.float32)).probabilities
+    probabilities = model.score(np.array([[np.nan, 0.5, 0.25]], dtype=np.float32)).probabilities
 
-    assert probabilities.tolist() == [[0.25, 0.5, 0.125]]
+    assert probabilities.tolist() == [[0.25, 0.5, 0.25]]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Rules and their documentation fit the code. What Prometheus itself says to them is in tests/system."""
 
+import json
 import re
 from typing import Any
 
@@ -9,6 +10,8 @@ import yaml
 from tests.support.pages import list_anchors
 from tests.support.processes import ROOT
 from tests.support.rules import ALERTS, RULES, SEED_QUERIES, find_unknown
+
+UIDS = {json.loads(path.read_text())["uid"] for path in ROOT.glob("grafana/dashboards/*.json")}
 
 ALERTS_PAGE = ROOT / "docs" / "alerts.md"
 
@@ -40,8 +43,11 @@ def test_alert_says_what_it_means_and_where_to_read_on(rule: dict[str, Any]) -> 
     assert annotations["summary"]
     assert annotations["description"]
     page, _, anchor = annotations["runbook_url"].partition("#")
-    assert page == "docs/alerts.md"
+    assert page == "{{ $externalLabels.runbook_base }}/alerts.md"
     assert anchor == rule["alert"].lower()
+    dashboard = re.match(r"{{ \$externalLabels\.dashboard_base }}/d/([\w-]+)", annotations["dashboard_url"])
+    assert dashboard is not None
+    assert dashboard[1] in UIDS
     assert anchor in list_anchors(ALERTS_PAGE)
 
 

@@ -195,18 +195,18 @@ async def test_missing_values_are_null_or_nan_where_the_model_allows_them(
     open_client: OpenClient, tmp_path: Path, connection: asyncpg.Connection
 ) -> None:
     write_model(tmp_path / "models", build_imputing(missing_values="allowed"))
-    body = make_body([[1.0, 0.0, 0.0]], name="x", outputs=[{"name": "p"}])
+    body = make_body([[1.0, 0.5, 0.25]], name="x", outputs=[{"name": "p"}])
     body["inputs"][0]["data"][0] = None
-    raw = np.array([[np.nan, 0.0, 0.0]], dtype="<f4").tobytes()
+    raw = np.array([[np.nan, 0.5, 0.25]], dtype="<f4").tobytes()
 
     async with open_client(MODEL_DIR=str(tmp_path / "models")) as client:
         from_json = await client.post("/v2/models/model/infer", json=body)
         from_bytes = await client.post("/v2/models/model/infer", content=raw, headers={HEADER_LENGTH: "0"})
 
-    assert read_outputs(from_json.json()) == {"p": [[0.25, 0.0, 0.0]]}
+    assert read_outputs(from_json.json()) == {"p": [[0.25, 0.5, 0.25]]}
     assert from_bytes.status_code == 200
     stored = await connection.fetch("SELECT features FROM prediction_log")
-    assert [json.loads(row["features"]) for row in stored] == [{"f0": None, "f1": 0.0, "f2": 0.0}] * 2
+    assert [json.loads(row["features"]) for row in stored] == [{"f0": None, "f1": 0.5, "f2": 0.25}] * 2
 
 
 async def test_versions_have_urls_of_their_own(open_client: OpenClient, tmp_path: Path) -> None:

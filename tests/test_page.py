@@ -25,8 +25,8 @@ async def test_page_allows_nothing_from_elsewhere_and_nothing_inline(client: htt
 
 
 async def test_parts_that_the_pages_name_are_served_as_what_they_are(client: httpx2.AsyncClient) -> None:
-    pages = [(await client.get(path)).text for path in ("/", "/docs")]
-    named = {name for page in pages for name in re.findall(r'(?:src|href)="page/([^"]+)"', page)}
+    pages = [(await client.get(path)).text for path in ("/", "/docs", "/runbook/")]
+    named = {name for page in pages for name in re.findall(r'(?:src|href)="(?:\.\./)?page/([^"]+)"', page)}
     waiting = {"model.js"}
     while waiting:  # modules name further ones
         imported = set(re.findall(r'from "\./([^"]+)"', (DIRECTORY / waiting.pop()).read_text())) - named

@@ -23,7 +23,7 @@ Six = tuple[httpx2.AsyncClient, dict[str, str]]
 
 ROW_MEMBERS = {
     *("prediction_id", "created_at", "model", "model_version", "prediction", "score", "probabilities", "features"),
-    *("external_id", "request_id", "role", "label"),
+    *("external_id", "request_id", "role", "label", "erased_at"),
 }
 
 
@@ -64,6 +64,7 @@ async def test_prediction_is_the_row_as_answered_when_it_has_no_label(client: ht
         "role": "live",
         "label": None,
         "label_history": [],
+        "erased_at": None,
     }
 
 

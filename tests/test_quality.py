@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import UUID
 
 import asyncpg
@@ -18,6 +19,7 @@ from app.quality.refresh import QualitySettings, refresh_results, score_period
 from app.settings import QualityWindow
 from tests.conftest import OpenClient
 from tests.support.exposition import Samples, read_samples
+from tests.support.onnx_models import build_echo, write_model
 from tests.support.processes import wait_until
 from tests.support.records import fetch_known, make_label, make_record, register_demo, round_ms, store
 
@@ -309,3 +311,20 @@ async def test_history_keeps_the_results_of_each_minute(
     history = await wait_until(is_kept)
 
     assert (history[0]["f1"], history[0]["predictions"], len(history) <= 2) == (1, 1, True)
+
+
+async def test_versions_are_in_the_order_of_their_numbers(open_client: OpenClient, tmp_path: Path) -> None:
+    for version in ("10", "9", "9.1", "beta-2", "beta-10"):
+        write_model(tmp_path, build_echo(2), "model", version)
+
+    async with open_client(MODEL_DIR=str(tmp_path), F1_INTERVAL_SECONDS="0.2") as client:
+
+        async def list_results() -> list[str]:
+            results = (await client.get("/quality")).json()["results"]
+            return [result["model_version"] for result in results if result["window"] == "1h"]
+
+        live = await wait_until(list_results)
+        period = (await client.get("/quality?since=2024-05-01T00:00:00Z&until=2024-05-02T00:00:00Z")).json()["results"]
+
+    assert live == ["9", "9.1", "10", "beta-2", "beta-10"]
+    assert [result["model_version"] for result in period] == live

@@ -22,7 +22,7 @@ from app.serving.pins import read_pins
 from app.serving.reloading import Reloader
 from app.serving.repository import ModelRepository, UnknownModelError
 from tests.support.batchers import ScoreJob, make_score_batcher
-from tests.support.onnx_models import build_echo, build_slow, make_rows, write_model
+from tests.support.onnx_models import build_echo, build_slow, write_model
 from tests.support.processes import WAIT_SECONDS, wait_until
 
 
@@ -589,10 +589,11 @@ def test_start_is_refused_when_the_pins_cannot_be_read(tmp_path: Path, content: 
 
 async def test_request_finishes_on_its_version_when_that_is_withdrawn_and_memory_is_free_then(world: World) -> None:
     world.write("2", build_slow())
+    rows = np.tile(np.array([0.25, 0.75], np.float32), (8, 1))
     async with world.open() as (reloader, repository):
         served = repository.get()
         gone = weakref.ref(served.model)
-        jobs = [ScoreJob(make_rows(8)[:, :2], asyncio.get_running_loop().create_future()) for _ in range(2)]
+        jobs = [ScoreJob(rows, asyncio.get_running_loop().create_future()) for _ in range(2)]
         gc.disable()
         try:
             served.batcher.submit(jobs[0])
@@ -608,7 +609,7 @@ async def test_request_finishes_on_its_version_when_that_is_withdrawn_and_memory
             await wait_until(is_gone)
         finally:
             gc.enable()
-    assert all(np.array_equal(answer.probabilities, make_rows(8)[:, :2]) for answer in answers)
+    assert all(np.array_equal(answer.probabilities, rows) for answer in answers)
 
 
 async def test_memory_does_not_grow_when_versions_come_and_go(world: World) -> None:
@@ -630,7 +631,7 @@ async def test_memory_does_not_grow_when_versions_come_and_go(world: World) -> N
 
 
 async def submit(send: Callable[[ScoreJob], None]) -> None:
-    job = ScoreJob(make_rows(8)[:, :2], asyncio.get_running_loop().create_future())
+    job = ScoreJob(np.full((8, 2), 0.5, np.float32), asyncio.get_running_loop().create_future())
     send(job)
     await job.answer
 

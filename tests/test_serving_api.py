@@ -190,7 +190,7 @@ async def test_no_row_is_stored_when_the_output_for_some_is_not_finite(
 
 @pytest.mark.parametrize(
     "features",
-    [[None, 0.5, 0.125], {"f1": 0.5, "f0": None, "f2": 0.125}],
+    [[None, 0.5, 0.25], {"f1": 0.5, "f0": None, "f2": 0.25}],
     ids=["by position", "by name"],
 )
 async def test_missing_value_is_scored_and_stored_as_null_when_allowed(
@@ -201,9 +201,9 @@ async def test_missing_value_is_scored_and_stored_as_null_when_allowed(
     async with open_client(MODEL_DIR=str(tmp_path / "models")) as client:
         answer = await predict(client, features=features)
 
-    assert answer["probabilities"] == {"0": 0.25, "1": 0.5, "2": 0.125}
+    assert answer["probabilities"] == {"0": 0.25, "1": 0.5, "2": 0.25}
     stored = json.loads(await connection.fetchval("SELECT features FROM prediction_log"))
-    assert stored == {"f0": None, "f1": 0.5, "f2": 0.125}
+    assert stored == {"f0": None, "f1": 0.5, "f2": 0.25}
 
 
 async def test_answer_is_422_when_a_missing_value_is_not_allowed(

@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY
 
 from app.database.pool import open_pool
 from app.prediction_log import shipper as shipper_module
+from app.prediction_log.eraser import Eraser
 from app.prediction_log.inserter import Inserter
 from app.prediction_log.partitions import make_partitions_ahead
 from app.prediction_log.record import Record
@@ -56,7 +57,7 @@ async def write_spool(directory: Path) -> AsyncIterator[tuple[Spool, Journal]]:
 
 @asynccontextmanager
 async def ship(spool: Spool, pool: asyncpg.Pool) -> AsyncIterator[Shipper]:
-    shipper = Shipper(spool, Inserter(pool))
+    shipper = Shipper(spool, Inserter(pool), Eraser(spool, pool))
     async with own_task(shipper.run(), "shipper", pytest.fail):
         yield shipper
 

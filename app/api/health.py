@@ -150,13 +150,13 @@ def _count_labels(state: State) -> LabelHealth | UnsetType:
 
 
 def find_model_troubles(repository: ModelRepository) -> list[Reason]:
-    """List what is wrong with versions in MODEL_DIR, one reason for all versions with the same fault."""
+    """List what is wrong with versions, one reason for all versions with the same fault."""
     found: dict[str, list[Reason]] = {}
     for record in repository.records():
-        if record.trouble is not None:
+        for trouble in record.list_troubles():
             name, version = record.printable
-            detail = f"{name} version {version}: {record.trouble.detail}"
-            found.setdefault(record.trouble.code, []).append(msgspec.structs.replace(record.trouble, detail=detail))
+            detail = f"{name} version {version}: {trouble.detail}"
+            found.setdefault(trouble.code, []).append(msgspec.structs.replace(trouble, detail=detail))
     return [
         Reason(code=code, detail=_sum_up([one.detail for one in troubles]), since=min(one.since for one in troubles))
         for code, troubles in found.items()

@@ -116,6 +116,8 @@ class LabelCounts(msgspec.Struct):
 DOCUMENT_DECODER = msgspec.json.Decoder(LabelsBody)
 LINE_DECODER = msgspec.json.Decoder(LabelBody)
 
+LABEL_EXAMPLE = '{"external_id": "order-1", "label": 1}'
+
 
 @Operation(
     id="label",
@@ -141,7 +143,7 @@ async def post_labels(request: Request) -> Response:
 
 def _decode_document(body: bytes) -> Iterator[tuple[str, str, LabelBody]]:
     """Yield (pointer, place in words, label) of a JSON document with one label or many."""
-    document = decode_body(DOCUMENT_DECODER, body)
+    document = decode_body(DOCUMENT_DECODER, body, example=LABEL_EXAMPLE)
     if isinstance(document.labels, UnsetType):
         yield "", "", document
         return
@@ -156,7 +158,7 @@ def _decode_lines(body: bytes) -> Iterator[tuple[str, str, LabelBody]]:
     for index, line in enumerate(body.split(b"\n")):
         if line.strip():
             pointer, where = f"/{index}", f"line {index + 1}: "
-            yield pointer, where, decode_body(LINE_DECODER, line, pointer, where)
+            yield pointer, where, decode_body(LINE_DECODER, line, pointer, where, LABEL_EXAMPLE)
 
 
 def _check_labels(
@@ -202,7 +204,7 @@ def _date_labels(labels: Sequence[Label], now: datetime) -> list[Label]:
 def find_label_faults(given: LabelBody, now: datetime) -> Iterator[tuple[str, str, str]]:
     """Yield (pointer, code, detail) of everything wrong with one label."""
     if (given.prediction_id is None) == (given.external_id is None):
-        yield "", "one_key", "give either prediction_id or external_id"
+        yield "", "one_key", f"give either prediction_id or external_id, for example {LABEL_EXAMPLE}"
     if given.external_id is not None and not is_storable(given.external_id):
         yield "/external_id", "not_storable", "text with a NUL character"
     if isinstance(given.label, UnsetType):

@@ -34,7 +34,8 @@ class ServedVersion(msgspec.Struct):
     default: IsDefault
     pinned: IsPinned
     trouble: Annotated[
-        Reason | None, Meta(description="What is wrong with its file now; null when nothing is", examples=[None])
+        Reason | None,
+        Meta(description="What is wrong with its file or its answers; null when nothing is", examples=[None]),
     ]
     sha256: Annotated[
         str,
@@ -56,10 +57,28 @@ class ServedVersion(msgspec.Struct):
         Meta(description="The class whose probability is the score; null with more than two classes", examples=[1]),
     ]
     decision: Annotated[DecisionRule, Meta(description="How the predicted class is chosen", examples=["label"])]
+    label_doubt: Annotated[
+        str | None,
+        Meta(
+            description="Why the label output of the graph is not used; null when it is, or there is none",
+            examples=["it says 0, which is not a class"],
+        ),
+    ]
     decision_threshold: Annotated[
         float | None,
         Meta(
             description="The score from which the positive class is predicted; null when none is set", examples=[None]
+        ),
+    ]
+    batching: Annotated[
+        Literal["on", "off"],
+        Meta(description="`on`: waiting rows are one run; `off`: each row is a run of its own", examples=["on"]),
+    ]
+    batching_doubt: Annotated[
+        str | None,
+        Meta(
+            description="Why each row is a run of its own; null when it is not",
+            examples=["DynamicQuantizeLinear scales by all rows of a run"],
         ),
     ]
     training_f1: Annotated[

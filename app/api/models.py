@@ -77,6 +77,9 @@ LOAD_DECODER = msgspec.json.Decoder(LoadBody)
 UNLOAD_DECODER = msgspec.json.Decoder(UnloadBody)
 PIN_DECODER = msgspec.json.Decoder(PinBody)
 
+VERSION_EXAMPLE = '{"version": "2"}'
+PIN_EXAMPLE = f'{VERSION_EXAMPLE} to pin it, or {{"version": null}} to remove the pin'
+
 
 def _list_load_bodies(deployment: Deployment) -> list[Body]:
     """Return the bodies that load a version."""
@@ -103,7 +106,7 @@ async def load_version(request: Request) -> Response:
     Without a version, the highest in MODEL_DIR is loaded.
     """
     body = await read_body(request.scope, request.receive, MAX_BODY_BYTES)
-    asked = decode_body(LOAD_DECODER, body or b"{}").version
+    asked = decode_body(LOAD_DECODER, body or b"{}", example=VERSION_EXAMPLE).version
     state = get_state(request.scope)
     served = await state.reloader.load(request.path_params["model"], None if asked is None else str(asked))
     return answer_json(_describe_served(served, state))
@@ -130,7 +133,10 @@ async def unload_version(request: Request) -> Response:
     Requests that it has taken are finished. 409: it is pinned, or the default model has no other version.
     """
     body = await read_body(request.scope, request.receive, MAX_BODY_BYTES)
-    name, version = request.path_params["model"], str(decode_body(UNLOAD_DECODER, body).version)
+    name, version = (
+        request.path_params["model"],
+        str(decode_body(UNLOAD_DECODER, body, example=VERSION_EXAMPLE).version),
+    )
     await get_state(request.scope).reloader.unload(name, version)
     return answer_json(UnloadedVersion(name, version))
 
@@ -157,7 +163,7 @@ def _list_pin_bodies(deployment: Deployment) -> list[Body]:
 async def pin_version(request: Request) -> Response:
     """Answer which version is the model's default now, and will be after a restart; null makes it the highest again."""
     body = await read_body(request.scope, request.receive, MAX_BODY_BYTES)
-    name, asked = request.path_params["model"], decode_body(PIN_DECODER, body).version
+    name, asked = request.path_params["model"], decode_body(PIN_DECODER, body, example=PIN_EXAMPLE).version
     state = get_state(request.scope)
     await state.reloader.pin(name, None if asked is None else str(asked))
     default = state.repository.find_default(name)
@@ -175,7 +181,7 @@ def _describe_served(served: ServedModel, state: State) -> ServedVersion:
         state="serving",
         default=state.repository.find_default(model.name) is served,
         pinned=record is not None and record.is_pinned,
-        trouble=None if record is None else record.trouble,
+        trouble=next(iter(record.list_troubles()), None) if record is not None else None,
         sha256=model.sha256,
         loaded_at=model.loaded_at,
         inputs=[InputFeature(feature.name, feature.kind) for feature in signature.features],
@@ -183,7 +189,10 @@ def _describe_served(served: ServedModel, state: State) -> ServedVersion:
         classes=signature.classes,
         positive_class=None if signature.positive_index is None else signature.classes[signature.positive_index],
         decision=decision_rule(signature),
+        label_doubt=signature.label_doubt,
         decision_threshold=signature.decision_threshold,
+        batching="on" if signature.batching_doubt is None else "off",
+        batching_doubt=signature.batching_doubt,
         training_f1=signature.training_f1,
     )
 

@@ -21,6 +21,7 @@ PARTS = {
     "tables.js": "text/javascript",
     "text.js": "text/javascript",
     "model.css": "text/css",
+    "runbook.css": "text/css",
     "chart.umd.min.js": "text/javascript",
     "docs.js": "text/javascript",
     "swagger-ui-bundle.js": "text/javascript",

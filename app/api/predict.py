@@ -120,10 +120,12 @@ class PredictBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 DECODER = msgspec.json.Decoder(PredictBody)
 
+BODY_EXAMPLE = '{"features": [1.5, 2.3]} for one row or {"instances": [[1.5, 2.3], [4, 5]]} for many'
+
 
 def _decode_predict(body: bytes) -> PredictBody:
     """Decode the body; raise 400 or 422. A repeated name is 422, too: msgspec would silently keep the last value."""
-    asked = decode_body(DECODER, body)
+    asked = decode_body(DECODER, body, example=BODY_EXAMPLE)
     if body.count(b":") == 1:
         return asked
     members = sum(value is not UNSET and value is not None for value in msgspec.structs.astuple(asked))
@@ -137,7 +139,9 @@ def _decode_predict(body: bytes) -> PredictBody:
 def _list_rows(asked: PredictBody, limit: int) -> list[Row]:
     """Return the rows of the body; raise 422 when its members exclude each other."""
     if isinstance(asked.features, UnsetType) == isinstance(asked.instances, UnsetType):
-        raise invalid(Fault("", "features_or_instances", "give either features, for one row, or instances, for many"))
+        raise invalid(
+            Fault("", "features_or_instances", f"give either features or instances, for example {BODY_EXAMPLE}")
+        )
     if isinstance(asked.instances, UnsetType):
         if asked.external_ids is not None:
             raise invalid(Fault("/external_ids", "unknown_field", "one row takes external_id"))

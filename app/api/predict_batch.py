@@ -13,7 +13,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from app import metrics
-from app.errors import Fault, InvalidRequestError, ScorekeeperError, invalid
+from app.errors import Fault, InvalidRequestError, ModelOutputError, ScorekeeperError, invalid
 from app.prediction_log.log import PredictionLog
 from app.prediction_log.record import (
     VALUES_TOGETHER,
@@ -27,6 +27,7 @@ from app.prediction_log.record import (
 from app.serving.batching import Batcher
 from app.serving.features import Value
 from app.serving.model import Model, Scores
+from app.serving.probabilities import are_probabilities, find_improper_rows
 from app.web.fields import ModelClass, ModelName, ModelVersion, PredictionId
 from app.web.problem import render_problem
 from app.web.requests import Headers
@@ -149,8 +150,7 @@ def _encode_many(predictions: list[Prediction]) -> bytes:
 
 def _answer_batch(model: Model, jobs: Sequence[PredictJob]) -> ScoredBatch:
     """Score the rows of all jobs in one run; encode answers and log rows, all dated by one reading of the clock."""
-    scores = _run_model(model, [row for job in jobs for row in job.values])
-    _check_finite(scores, jobs)
+    scores = _run_model(model, jobs)
     clock_ms = read_clock_ms()
     created_at, ids = time_from_ms(clock_ms), iter(make_prediction_ids(clock_ms, len(scores.scores)))
     signature, name, version = model.signature, model.name, model.version
@@ -189,25 +189,42 @@ def _list_rows(matrix: NDArray[np.float32]) -> Iterable[list[float]]:
     return matrix.tolist() if matrix.size <= VALUES_TOGETHER else map(np.ndarray.tolist, matrix)
 
 
-def _run_model(model: Model, rows: Sequence[Sequence[Value]]) -> Scores:
-    """Score checked rows. Raises 422 if the graph fails on them: the input is the cause."""
-    try:
-        return model.score_rows(rows)
-    except Exception as error:  # onnxruntime's errors have no other class in common
-        logger.warning("model %s version %s fails on %d rows: %s", model.name, model.version, len(rows), error)
-        raise InvalidRequestError("the model fails on this input") from error
-
-
-def _check_finite(scores: Scores, jobs: Sequence[PredictJob]) -> None:
-    """Raise 422 for rows whose probabilities are not finite numbers: the input is the cause.
+def _run_model(model: Model, jobs: Sequence[PredictJob]) -> Scores:
+    """Score the rows of all jobs. Raises 422 when the input is the cause of a failure, 503 when the model is.
 
     The batcher then tries the jobs of the batch one by one, so that only the one at fault is refused.
     """
-    if np.isfinite(scores.probabilities).all():
+    rows = [row for job in jobs for row in job.values]
+    try:
+        scores = model.score_rows(rows)
+        _check_output(model, scores, jobs)
+    except InvalidRequestError as error:
+        if error.__cause__ is not None:  # onnxruntime's reason, which is not shown to the client
+            logger.warning(
+                "model %s version %s fails on %d rows: %s", model.name, model.version, len(rows), error.__cause__
+            )
+        raise
+    except ModelOutputError as error:
+        if len(jobs) == 1:
+            model.count_refused_rows(len(rows))
+        logger.warning("model %s version %s: %s", model.name, model.version, error)
+        raise
+    return scores
+
+
+def _check_output(model: Model, scores: Scores, jobs: Sequence[PredictJob]) -> None:
+    """Raise 422 for rows whose probabilities are not finite numbers, 503 for rows that are no probabilities."""
+    if are_probabilities(scores.probabilities):
         return
-    code, detail = "non_finite_output", "the model's answer for this row is not a finite number"
+    pointers = [job.point_at(row) for job in jobs for row in range(job.rows)]
     rows = np.flatnonzero(~np.isfinite(scores.probabilities).all(axis=1)).tolist()
-    raise invalid(*(Fault(jobs[0].point_at(row), code, detail) for row in rows))
+    if rows:
+        code, detail = "non_finite_output", "the model's answer for this row is not a finite number"
+        raise invalid(*(Fault(pointers[row], code, detail) for row in rows))
+    rows = find_improper_rows(scores.probabilities).tolist()
+    worst = scores.probabilities[rows[0]]
+    found = f"values from {worst.min():g} to {worst.max():g} that sum to {worst.sum():g}, which are not probabilities"
+    raise model.refuse_output("model_output_not_probabilities", found, [pointers[row] for row in rows])
 
 
 def make_batcher(model: Model, log: PredictionLog, executor: ThreadPoolExecutor) -> Batcher[PredictJob, ScoredBatch]:

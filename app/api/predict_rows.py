@@ -25,6 +25,8 @@ def read_features(rows: Sequence[Row], signature: Signature, pointers: Pointers)
         if len(values) != width or not _are_allowed(values, signature):
             raise _find_faults(rows, signature, pointers)
         ordered.append(values)
+    if signature.has_sequences:
+        _check_lengths(ordered, signature, pointers)
     return ordered if signature.number_limit is not None else _spell_integers(ordered, signature)
 
 
@@ -48,8 +50,24 @@ def _spell_integers(rows: list[list[Value]], signature: Signature) -> list[list[
     for index, feature in enumerate(signature.features):
         if feature.kind == "integer":
             for values in rows:
-                values[index] = int(values[index] or 0)
+                value = values[index]
+                values[index] = int(value) if isinstance(value, float) else value
     return rows
+
+
+def _check_lengths(rows: Sequence[Sequence[Value]], signature: Signature, pointers: Pointers) -> None:
+    """Raise 422 for rows whose tokens have not the same length where the graph wants it."""
+    faults = []
+    for index, row in enumerate(rows):
+        lengths: dict[str, tuple[str, int]] = {}
+        for one in signature.inputs:
+            if isinstance(tokens := row[one.start], list):
+                name, length = lengths.setdefault(one.dimension, (one.name, len(tokens)))
+                if length != len(tokens):
+                    detail = f"{len(tokens)} integers in {one.name!r}, {length} in {name!r}"
+                    faults.append(Fault(pointers()[index], "wrong_length", detail))
+    if faults:
+        raise invalid(*faults)
 
 
 def _find_faults(rows: Sequence[Row], signature: Signature, pointers: Pointers) -> InvalidRequestError:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from app.serving.features import FEATURE_TEXT_LIMIT
+from app.serving.features import FEATURE_TEXT_LIMIT, TOKEN_LIMIT
 from app.web.deployment import Deployment, FeatureShape, ModelShape
 from app.web.operation import Body, Example, Schema
 from app.web.schemas import NO_NUL, forbid_nul, make_properties, refer
@@ -78,6 +78,9 @@ def _make_feature_schema(feature: FeatureShape) -> Schema:
     if feature.kind == "text":
         text = {"maxLength": FEATURE_TEXT_LIMIT, **NO_NUL}
         return {"type": ["string", "null"] if feature.missing_allowed else "string", **text}
+    if feature.kind == "integers":
+        tokens = {"type": "integer", "minimum": feature.low, "maximum": feature.high}
+        return {"type": "array", "items": tokens, "minItems": 1, "maxItems": TOKEN_LIMIT}
     if feature.kind == "boolean":
         return {"type": "boolean"}
     bounds = {"minimum": feature.low, "maximum": feature.high}

@@ -101,16 +101,26 @@ class StoredPrediction(msgspec.Struct):
             examples=[{"car_value": 1.5, "loan_length": 3.1}],
             extra_json_schema={
                 "type": "object",
-                "additionalProperties": {"type": ["boolean", "number", "string", "null"]},
+                "additionalProperties": {"type": ["boolean", "number", "string", "array", "null"]},
             },
         ),
     ]
     external_id: Annotated[
-        str | None, Meta(description="The client's own key; null when it sent none", examples=["order-1"])
+        str | None, Meta(description="The client's own key; null when it sent none or was erased", examples=["order-1"])
     ]
-    request_id: Annotated[str, Meta(description="The request's id", examples=["5f1c9d0a7be2430e0000000000000001"])]
+    request_id: Annotated[
+        str | None,
+        Meta(description="The request's id; null when erased", examples=["5f1c9d0a7be2430e0000000000000001"]),
+    ]
     role: Role
     label: Annotated[StoredLabel | None, Meta(description="The label that counts; null when none has come")]
+    erased_at: Annotated[
+        datetime | None,
+        Meta(
+            description="When features, external id and request id were erased; null while they are kept",
+            examples=[None],
+        ),
+    ]
 
 
 class PredictionHistory(StoredPrediction):
@@ -197,6 +207,7 @@ def _read_row(row: asyncpg.Record) -> dict[str, Any]:
         "request_id": row["request_id"],
         "role": row["role"],
         "label": _read_label(row, classes) if row["labelled"] else None,
+        "erased_at": row["erased_at"],
     }
 
 

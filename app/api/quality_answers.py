@@ -79,6 +79,9 @@ class Quality(msgspec.Struct, kw_only=True):
     ]
     best_threshold_f1: Annotated[float | None, Meta(description="F1 at that threshold", examples=[0.942])]
     regret: Annotated[float | None, Meta(description="best_threshold_f1 - f1", examples=[0.002])]
+    regret_is_certain: Annotated[
+        bool | None, Meta(description="Whether chance does not explain the regret; two classes", examples=[False])
+    ]
     f1_by_threshold: Annotated[
         list[float | None] | None,
         Meta(description="F1 at the thresholds 0.00, 0.01 .. 0.99; two classes", examples=[[0.66, 0.7, 0.75]]),

@@ -38,5 +38,5 @@ def run(options: argparse.Namespace) -> int:
 
 
 async def _export(export: Export, settings: Settings) -> int:
-    async with open_database_url(settings.database_url, settings.data_dir) as url:
+    async with open_database_url(settings.database_url, settings.data_dir, must_exist=True) as url:
         return await run_export(export, url)

@@ -20,7 +20,7 @@ from app.serving.graph import list_optional_inputs, set_metadata
 from app.serving.loading import read_model_file
 from app.serving.metadata import METADATA_KEYS
 from app.serving.model import Model
-from app.serving.signature import decision_rule
+from app.serving.signature import Signature, decision_rule
 from app.serving.weights import join_weights
 
 
@@ -53,6 +53,7 @@ def add_parser(commands: Commands) -> argparse.ArgumentParser:
         "--probability-output", metavar="NAME", help="of several outputs, the one that has the probabilities"
     )
     pack.add_argument("--output-kind", choices=["probabilities", "logits"], help="what the graph returns")
+    pack.add_argument("--batching", choices=["on", "off"], help="off: each row is a run of its own")
     pack.add_argument("--example", metavar="JSON", help="a row that the model accepts, as array or object")
     pack.add_argument("--training-f1", type=at_least(0, float, at_most=1), help="F1 on held-out rows")
     return parser
@@ -78,6 +79,7 @@ class Packing:
     missing_text: str | None = None
     probability_output: str | None = None
     output_kind: str | None = None
+    batching: str | None = None
     example: str | None = None
     training_f1: float | None = None
 
@@ -92,6 +94,7 @@ class Packing:
             "missing_text": self.missing_text,
             "probability_output": self.probability_output,
             "output": self.output_kind,
+            "batching": self.batching,
             "example": self.example,
             "training_f1": None if self.training_f1 is None else repr(self.training_f1),
         }
@@ -158,8 +161,11 @@ def _show(file: Path, model: Model, content: bytes, console: Console) -> None:
         "classes": ", ".join(map(repr, signature.classes)),
         "score": f"probability of {signature.positive_class}" if is_binary else "probability of the predicted class",
         "predicted class": f"score >= {signature.decision_threshold}" if rule == "threshold" else RULES[rule],
+        "label output": _describe_label(signature),
         "missing values": "allowed" if signature.missing_allowed else "refused",
-        "rows in one run": "one" if signature.takes_one_row else "any number",
+        "rows in one run": "any number"
+        if signature.batching_doubt is None
+        else f"one, because {signature.batching_doubt}",
         "inputs with a default value": ", ".join(list_optional_inputs(content)) or "none",
         "metadata": ", ".join(sorted(set(model.metadata) & METADATA_KEYS)) or "none",
         "other metadata": ", ".join(sorted(set(model.metadata) - METADATA_KEYS)) or "none",
@@ -173,6 +179,12 @@ def _show(file: Path, model: Model, content: bytes, console: Console) -> None:
     _print_table(console, f"{len(features):,} features, in this order", features)
     example = dict(zip(signature.feature_names, model.example, strict=True))
     console.print(_spell_request(example), soft_wrap=True, markup=False, highlight=False)
+
+
+def _describe_label(signature: Signature) -> str:
+    if signature.label_output is None:
+        return "none"
+    return "trusted" if signature.label_doubt is None else f"not used, because {signature.label_doubt}"
 
 
 RULES = {"label": "the graph's label", "argmax": "the most likely"}

@@ -4,10 +4,10 @@ import argparse
 import sys
 from importlib.metadata import version
 
-from app.commands import export, labels, model, quality, replay, serve, spool
+from app.commands import erase, export, labels, model, quality, replay, serve, spool
 from app.errors import ScorekeeperError
 
-COMMANDS = (serve, replay, spool, labels, export, quality, model)
+COMMANDS = (serve, replay, spool, labels, export, erase, quality, model)
 """Modules with `add_parser(commands)`, which returns the command's parser, and `run(options)`, which returns its exit
 status."""
 

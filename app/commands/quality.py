@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 async def _run_action(options: argparse.Namespace, settings: Settings) -> int:
-    async with open_database_url(settings.database_url, settings.data_dir) as url:
+    async with open_database_url(settings.database_url, settings.data_dir, must_exist=True) as url:
         act = check_ledger if options.action == "check" else rebuild_ledger
         return await act(url, options.since, options.until)
 

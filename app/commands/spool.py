@@ -5,6 +5,7 @@ import asyncio
 from pathlib import Path
 from typing import get_args
 
+import asyncpg
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from rich.table import Table
@@ -12,6 +13,7 @@ from rich.table import Table
 from app.commands.arguments import Commands
 from app.database.pool import check_server, open_pool
 from app.errors import ScorekeeperError
+from app.prediction_log.eraser import Eraser, forget_empty_spool
 from app.prediction_log.inserter import Inserter
 from app.prediction_log.shipper import Shipper
 from app.settings import Settings
@@ -110,12 +112,14 @@ async def drain_spool(directory: Path, url: str | None, console: Console | None 
         async with open_spool(directory) as spool:
             await check_server(url)
             async with open_pool(url, max_size=1) as pool:
-                await _ship_spool(spool, Inserter(pool), console)
+                await _ship_spool(spool, pool, console)
+                aside = {folder: count for folder in ASIDE_FOLDERS if (count := spool.count_aside(folder))}
+                if not spool.segments and not aside:
+                    await forget_empty_spool(pool, spool)
     except SpoolInUseError:
         raise SpoolCommandError(f"a server uses {directory} and ships it: stop the server before you drain") from None
     for segment in spool.segments:
         console.print(f"{segment.path} is left: it is damaged, and the damaged bytes could not be copied to corrupt/")
-    aside = {folder: count for folder in ASIDE_FOLDERS if (count := spool.count_aside(folder))}
     for folder, count in aside.items():
         console.print(f"{count:,} files are left in {directory / folder}: a person must check them")
     if spool.segments or aside:
@@ -124,9 +128,9 @@ async def drain_spool(directory: Path, url: str | None, console: Console | None 
     return 0
 
 
-async def _ship_spool(spool: Spool, inserter: Inserter, console: Console) -> None:
+async def _ship_spool(spool: Spool, pool: asyncpg.Pool, console: Console) -> None:
     """Ship what can be read. Wait while PostgreSQL is unreachable; raise SpoolCommandError when it is not set up."""
-    shipper = Shipper(spool, inserter)
+    shipper = Shipper(spool, Inserter(pool), Eraser(spool, pool))
     dead: list[str] = []
     columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:

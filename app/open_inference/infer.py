@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,6 +29,7 @@ from app.open_inference.wire import (
     encode_answer,
     read_header_length,
 )
+from app.serving.features import ModelInput
 from app.serving.model import Model
 from app.serving.signature import Signature
 from app.state import State, get_state
@@ -77,19 +78,23 @@ class InferJob(PredictJob):
 def _list_infer_bodies(deployment: Deployment) -> list[Body]:
     """Return the body; its example is one row for the default model, which the example of the path names."""
     shape = deployment.models[0]
-    inputs = [
-        {
-            "name": one.name,
-            "shape": [1] if one.is_vector else [1, one.stop - one.start],
-            "datatype": "FP32" if one.type.datatype == "FP16" else one.type.datatype,  # JSON has no FP16
-            "data": list(shape.example[one.start : one.stop]),
-        }
-        for one in shape.inputs
-    ]
+    inputs = [_make_example(one, shape.example[one.start : one.stop]) for one in shape.inputs]
     summary = f"One row: {shape.name} {shape.versions[-1]}"
     return [
         Body(InferBody, {"one row": Example(summary, {"inputs": inputs, "parameters": {"external_id": "order-3"}})})
     ]
+
+
+def _make_example(one: ModelInput, values: Sequence[object]) -> dict[str, object]:
+    """Return an input with one row."""
+    data = list(values[0] if one.is_sequence and isinstance(values[0], tuple) else values)
+    datatype = "FP32" if one.type.datatype == "FP16" else one.type.datatype  # JSON has no FP16
+    return {
+        "name": one.name,
+        "shape": [1] if one.is_vector else [1, len(data)],
+        "datatype": datatype,
+        "data": data,
+    }
 
 
 @Operation(
@@ -156,8 +161,8 @@ def _read_request(header_length: str | None, body: bytes, signature: Signature) 
     specs = list_inputs(signature)
     datatype, width = specs[0].datatype, specs[0].width
     row_bytes = width * DATATYPES[datatype].wire.itemsize
-    if len(specs) > 1 or DATATYPES[datatype].wire == np.dtype(object):
-        raise MalformedBodyError("raw binary data is only for models with a single input, of numbers")
+    if len(specs) > 1 or width == -1 or DATATYPES[datatype].wire == np.dtype(object):
+        raise MalformedBodyError("raw binary data is only for models with a single input, of numbers and a fixed width")
     if not body or len(body) % row_bytes:
         raise MalformedBodyError(f"{len(body)} bytes of raw binary data, a row has {row_bytes}")
     array = read_binary(specs[0].name, datatype, (len(body) // row_bytes, width), body)

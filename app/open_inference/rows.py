@@ -35,7 +35,10 @@ ACCEPTED: Mapping[str, frozenset[str]] = {
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """An input or output of a model: rows of `width` elements. `is_vector`: the shape is [rows], the width 1."""
+    """An input or output of a model: rows of `width` elements, -1 for any number of tokens.
+
+    `is_vector`: the shape is [rows], the width 1.
+    """
 
     name: str
     datatype: str
@@ -50,7 +53,10 @@ class TensorSpec:
 
 def list_inputs(signature: Signature) -> list[TensorSpec]:
     """Return what the model takes, in the order of its features."""
-    return [TensorSpec(one.name, one.type.datatype, one.stop - one.start, one.is_vector) for one in signature.inputs]
+    return [
+        TensorSpec(one.name, one.type.datatype, -1 if one.is_sequence else one.stop - one.start, one.is_vector)
+        for one in signature.inputs
+    ]
 
 
 def list_outputs(signature: Signature) -> list[TensorSpec]:
@@ -88,7 +94,10 @@ def read_feature_rows(request: InferRequest, signature: Signature, limit: int) -
         raise MalformedBodyError(f"{count} rows, allowed are up to {limit}")
     if count > signature.max_rows:
         raise MalformedBodyError(describe_row_limit(count, signature))
-    parts = [_list_values(array) for array in arrays]
+    parts = [
+        [[tokens] for tokens in array.tolist()] if spec.width == -1 else _list_values(array)
+        for spec, array in zip(specs, arrays, strict=True)
+    ]
     rows = [list(chain.from_iterable(row)) for row in zip(*parts, strict=True)]
     return read_features(rows, signature, lambda: [f"/rows/{row}" for row in range(count)])
 
@@ -98,6 +107,8 @@ def _read_matrix(tensor: NamedTensor, spec: TensorSpec) -> NDArray[Any]:
     if tensor.datatype not in ACCEPTED[spec.datatype]:
         raise MalformedBodyError(f"input {spec.name!r}: {tensor.datatype} is sent, the model takes {spec.datatype}")
     shape = tensor.array.shape
+    if spec.width == -1 and len(shape) == 2:
+        return tensor.array
     if shape[1:] != (spec.width,) and not (spec.width == 1 and len(shape) == 1):
         expected = [-1, *spec.row_shape]
         raise MalformedBodyError(f"input {spec.name!r}: the shape is {list(shape)}, the model takes {expected}")

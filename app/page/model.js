@@ -3,7 +3,7 @@
 import { drawHistory, drawRate, drawScores, dropCharts } from "./charts.js";
 import { fillClasses, fillConfusion, fillList } from "./tables.js";
 import {
-  formatBytes, formatCount, formatDuration, formatPercent, formatMoment, formatShare, judge,
+  formatBytes, formatCount, formatDuration, formatPercent, formatMoment, formatShare, judge, sortNames,
 } from "./text.js";
 
 const POLL_SECONDS = 5;
@@ -50,12 +50,15 @@ function choose(models, results) {
   const standard = models.models.find((one) => one.name === model && one.default)?.version;
   const version = chosen.version || standard;
   const known = results.filter((result) => result.model === model).map((result) => result.model_version);
-  const versions = [...new Set(chosen.version ? [...known, chosen.version] : known)];
+  const versions = sortNames(new Set(chosen.version ? [...known, chosen.version] : known));
   const found = results.filter((result) => result.model === model && result.model_version === version);
   const windows = found.map((result) => result.window);
   const window = windows.includes(chosen.window) ? chosen.window : windows[0];
-  fillSelect("model", [...names].sort().map((name) => [name, name]), model);
-  fillSelect("version", [["", `${standard ?? "none"} (default)`], ...versions.map((name) => [name, name])], chosen.version);
+  fillSelect("model", sortNames(names).map((name) => [name, name]), model);
+  const pinned = models.pins[model];
+  const choices = versions.map((name) => [name, name === pinned ? `${name} (pinned)` : name]);
+  const marks = standard && standard === pinned ? "default, pinned" : "default";
+  fillSelect("version", [["", `${standard ?? "none"} (${marks})`], ...choices], chosen.version);
   fillSelect("window", windows.map((name) => [name, name]), window);
   return found.find((result) => result.window === window);
 }
@@ -105,7 +108,7 @@ function drawSummary(result, served) {
     ["Calibration error", formatShare(result.ece), "ECE: how far scores are from frequencies"],
     ...(result.best_threshold === null
       ? []
-      : [["Best threshold", `${result.best_threshold.toFixed(2)} (F1 ${formatShare(result.best_threshold_f1)})`, "Highest F1, in hindsight"]]),
+      : [["Best threshold", `${result.best_threshold.toFixed(2)} (F1 ${formatShare(result.best_threshold_f1)})`, result.regret_is_certain ? "Highest F1, and not by chance" : "Highest F1 in hindsight: chance may explain the difference"]]),
   ]);
   const loaded = served ? `Served since ${formatMoment(served.loaded_at)}, sha256 ${served.sha256.slice(0, 12)}. ` : "Not served now. ";
   at("about").textContent = `${loaded}Average of F1: ${result.average}. Computed at ${formatMoment(result.computed_at)}.`;

@@ -13,17 +13,37 @@ export const STATES = {
 };
 
 // Return [badge, sentence, colour] for the state or, if it is ok, for the bounds: ok says that the numbers are reliable,
-// not that the model is good.
+// not that the model is good. Only what chance does not explain is red.
 export function judge(result) {
   const [badge, sentence] = STATES[result.state];
   if (result.state !== "ok") return [badge, sentence, "warn"];
-  const { f1, f1_lower: lower, f1_upper: upper, baseline_f1: baseline, objective } = result;
-  if (f1 <= baseline) return ["poor", "No better than always predicting one class.", "bad"];
+  const [word, words, colour] = compare(result, badge);
+  return [word, [words, offerThreshold(result)].filter(Boolean).join(" "), colour];
+}
+
+// Compare the bounds with the baseline and with the objective.
+function compare({ f1_lower: lower, f1_upper: upper, baseline_f1: baseline, objective }, badge) {
+  const constant = "always predicting one class", goal = formatShare(objective);
+  if (upper < baseline) return ["poor", `Worse than ${constant}, and not by chance.`, "bad"];
+  if (objective !== null && upper < objective) return ["objective missed", `Worse than the objective of ${goal}, and not by chance.`, "bad"];
+  if (lower <= baseline) {
+    return ["near the baseline", `The F1 of ${constant}, ${formatShare(baseline)}, lies within the bounds: chance may explain the difference.`, "warn"];
+  }
   if (objective === null) return [badge, "No objective is set.", ""];
-  const goal = formatShare(objective);
-  if (upper < objective) return ["objective missed", `Worse than the objective of ${goal}, and not by chance.`, "bad"];
   if (lower >= objective) return ["objective met", `The objective of ${goal} is met, and not by chance.`, "good"];
   return ["near the objective", `The objective of ${goal} lies within the bounds: chance may explain the difference.`, "warn"];
+}
+
+// Offer the better threshold where it is certain that it is better.
+function offerThreshold({ regret_is_certain: certain, best_threshold: threshold, best_threshold_f1: f1 }) {
+  return certain ? `With a threshold of ${threshold.toFixed(2)} F1 would be ${formatShare(f1)}, and not by chance.` : "";
+}
+
+const NATURAL = new Intl.Collator("en", { numeric: true });
+
+// Sort names, the numbers in them as numbers: 9 before 10.
+export function sortNames(names) {
+  return [...names].sort(NATURAL.compare);
 }
 
 // Shorten a long name.

@@ -20,7 +20,6 @@ def open_log(
     pool: asyncpg.Pool, durability: Durability, directory: Path, max_bytes: int, on_death: OnTaskDeath
 ) -> AbstractAsyncContextManager[PredictionLog]:
     """Open the log of a level until exit; only the levels fsync and os use the spool in `directory`."""
-    inserter = Inserter(pool)
     if durability == "database":
-        return open_committed_log(inserter, on_death)
-    return open_spooled_log(inserter, directory, max_bytes, on_death, fsync=durability == "fsync")
+        return open_committed_log(Inserter(pool), on_death)
+    return open_spooled_log(pool, directory, max_bytes, on_death, fsync=durability == "fsync")

@@ -7,8 +7,8 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from app.database.queries import Connection
-from app.prediction_log.record import FeatureValues, Record
+from app.database.queries import Connection, read_count
+from app.prediction_log.record import ERASED_VALUES, FeatureValues, Record
 
 POSTGRES_TYPES = {
     UUID: "uuid",
@@ -37,19 +37,30 @@ def list_columns(record: type[msgspec.Struct]) -> dict[str, str]:
 COLUMNS = list_columns(Record)
 """The columns of the rows that are written, with their types."""
 
+
+def _select_column(name: str) -> str:
+    if name not in ERASED_VALUES:
+        return f"batch.{name}"
+    return f"CASE WHEN erased_at IS NULL THEN batch.{name} ELSE {ERASED_VALUES[name]} END"
+
+
 INSERT_ROWS = f"""
 INSERT INTO prediction_log ({", ".join(COLUMNS)})
-SELECT {", ".join(COLUMNS)}
+SELECT {", ".join(map(_select_column, COLUMNS))}
 FROM jsonb_to_recordset($1::jsonb) AS batch ({", ".join(f"{name} {of}" for name, of in COLUMNS.items())})
+LEFT JOIN LATERAL (SELECT erased_at FROM erasure WHERE prediction_id = batch.prediction_id LIMIT 1) erased ON true
 ON CONFLICT DO NOTHING
 """  # noqa: S608  # made from constants only
-"""With one JSON parameter, rows from the spool need not be decoded, and the client needs 1 us per row, not 6."""
+"""With one JSON parameter, rows from the spool need not be decoded, and the client needs 1 us per row, not 6.
+
+A copy of an erased row is stored without its values, whenever it comes. LATERAL with LIMIT makes that one index look-up
+per row, whatever size the planner expects `erasure` to have; it costs 0.1 to 0.2 ms per statement, mostly planning.
+"""
 
 
 async def insert_rows(connection: Connection, rows: Sequence[bytes], timeout: float) -> int:
     """Store encoded records in one statement, all or none; return how many were new."""
-    status = await connection.execute(INSERT_ROWS, (b"[" + b",".join(rows) + b"]").decode(), timeout=timeout)
-    return int(status.rpartition(" ")[2])
+    return read_count(await connection.execute(INSERT_ROWS, (b"[" + b",".join(rows) + b"]").decode(), timeout=timeout))
 
 
 MAY_READ_CLUSTER = """
@@ -106,7 +117,8 @@ async def drop_oldest_partitions(connection: Connection, before: date) -> int:
 SELECT_PREDICTION = """
 SELECT p.prediction_id, p.created_at, p.model_name, p.model_version, p.predicted_class, p.score, p.probabilities,
     p.features, p.external_id, p.request_id, p.role, v.classes,
-    l.prediction_id IS NOT NULL AND l.label IS NOT NULL AS labelled, l.label, l.observed_at, l.received_at
+    l.prediction_id IS NOT NULL AND l.label IS NOT NULL AS labelled, l.label, l.observed_at, l.received_at,
+    (SELECT erased_at FROM erasure WHERE erasure.prediction_id = p.prediction_id) AS erased_at
 FROM prediction_log p
 LEFT JOIN model_version v ON v.name = p.model_name AND v.version = p.model_version
 LEFT JOIN LATERAL (

@@ -13,7 +13,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TEXT_LIMIT = 200
 """Most characters of an external id: enough for any key, and small in the index."""
 
-FeatureValues = Mapping[str, bool | int | float | str | None]
+FeatureValue = bool | int | float | str | None
+FeatureValues = Mapping[str, FeatureValue | list[FeatureValue]]
 """{name of the feature: value}; a missing number is None."""
 
 
@@ -34,6 +35,10 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     external_id: str | None
     request_id: str
     role: str = "live"
+
+
+ERASED_VALUES = {"features": "'{}'::jsonb", "external_id": "NULL", "request_id": "NULL"}
+"""What an erased row has, in SQL, in the columns that can tell who it is about."""
 
 
 class Rows(msgspec.Struct, frozen=True, gc=False):

@@ -14,6 +14,7 @@ import msgspec
 
 from app import metrics
 from app.errors import Reason, keep_since
+from app.prediction_log.eraser import Eraser
 from app.prediction_log.failures import explain_failure
 from app.prediction_log.inserter import Inserter, InsertError, wait_to_retry
 from app.prediction_log.record import RowDate
@@ -42,9 +43,10 @@ WATCH_SECONDS = 2.0
 class Shipper:
     """Ships a spool. `trouble` and `error` say why the last attempt failed; they are None after a successful one."""
 
-    def __init__(self, spool: Spool, inserter: Inserter) -> None:
+    def __init__(self, spool: Spool, inserter: Inserter, eraser: Eraser) -> None:
         self._spool = spool
         self._inserter = inserter
+        self._eraser = eraser
         self._reader = SpoolReader(spool)
         self._lagging_since: float | None = None
         self._cluster: str | None = None
@@ -59,7 +61,7 @@ class Shipper:
 
     async def run(self) -> None:
         """Ship until cancelled, beginning with the rows of earlier runs."""
-        recovered_rows = await asyncio.to_thread(self._spool.count_older_rows)
+        recovered_rows = await self._spool.call(self._spool.count_older_rows)
         if recovered_rows:
             logger.info("the spool has %d rows of earlier runs, which are shipped again", recovered_rows)
         while True:
@@ -77,8 +79,9 @@ class Shipper:
     async def _ship_next(self) -> int:
         """Ship one chunk and return its number of rows; without a chunk, wait a while and return 0."""
         await self._watch_cluster()
+        await self._eraser.work()
         self._spool.grown.clear()
-        chunk = await asyncio.to_thread(self._reader.read)
+        chunk = await self._spool.call(self._reader.read)
         if chunk is None:
             await self._idle()
         else:
@@ -126,11 +129,11 @@ class Shipper:
 
     async def _keep_dead(self, frame: Frame, error: InsertError) -> None:
         name = _name_dead(frame.payload)
-        is_new = not await asyncio.to_thread((self._spool.directory / "dead" / name).exists)
+        is_new = not await self._spool.call((self._spool.directory / "dead" / name).exists)
         attempt = 0
         while True:
             try:
-                await asyncio.to_thread(self._spool.put_aside, "dead", name, frame.payload)
+                await self._spool.call(self._spool.put_aside, "dead", name, frame.payload)
             except OSError as refusal:
                 attempt += 1
                 logger.warning("a row that PostgreSQL refuses cannot be written to dead/%s: %s", name, refusal)

@@ -7,8 +7,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import asyncpg
+
 from app import metrics
 from app.errors import Reason, UnavailableError
+from app.prediction_log.eraser import Eraser
 from app.prediction_log.inserter import Inserter
 from app.prediction_log.record import Rows
 from app.prediction_log.shipper import Shipper
@@ -73,14 +76,14 @@ class SpooledLog:
 
 @asynccontextmanager
 async def open_spooled_log(
-    inserter: Inserter, directory: Path, max_bytes: int, on_death: OnTaskDeath, *, fsync: bool
+    pool: asyncpg.Pool, directory: Path, max_bytes: int, on_death: OnTaskDeath, *, fsync: bool
 ) -> AsyncIterator[SpooledLog]:
     """Open the spool, write to it and ship it until exit; rows of earlier runs are shipped first.
 
     At the end, wait up to DRAIN_SECONDS until everything is shipped.
     """
     async with open_spool(directory) as spool, open_journal(spool, max_bytes, fsync, on_death) as journal:
-        shipper = Shipper(spool, inserter)
+        shipper = Shipper(spool, Inserter(pool), Eraser(spool, pool))
         async with own_task(shipper.run(), "shipper", on_death):
             log = SpooledLog(spool, journal, shipper)
             yield log

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import asyncpg
 
-from app.database.queries import Connection
+from app.database.queries import Connection, read_count
 
 FIND_UNDER_KEYS = """
 SELECT wanted.position, p.prediction_id, p.created_at, p.model_name, p.model_version, v.classes
@@ -211,3 +211,31 @@ async def find_key_labels(
 ) -> list[asyncpg.Record]:
     """Find the labels that count for predictions, which were stored up to `kept_for` after them."""
     return await connection.fetch(FIND_KEY_LABELS, prediction_ids, keys, stored_at, kept_for)
+
+
+LIST_KEYS = """
+SELECT DISTINCT external_id FROM prediction_log p
+WHERE prediction_id = ANY ($1::uuid[]) AND EXISTS (SELECT FROM key_label kept WHERE kept.external_id = p.external_id)
+"""
+
+REMOVE_UNDER_KEY = "DELETE FROM key_label WHERE external_id = $1::text"
+
+REMOVE_UNUSED_KEYS = """
+DELETE FROM key_label WHERE external_id = ANY ($1::text[])
+    AND NOT EXISTS (SELECT FROM prediction_log p WHERE p.external_id = key_label.external_id)
+"""
+
+
+async def list_keys(connection: Connection, prediction_ids: Sequence[UUID]) -> list[str]:
+    """Return the keys of predictions under which labels are kept."""
+    return [row["external_id"] for row in await connection.fetch(LIST_KEYS, prediction_ids)]
+
+
+async def remove_under_key(connection: Connection, external_id: str) -> int:
+    """Remove the labels under a key; return how many."""
+    return read_count(await connection.execute(REMOVE_UNDER_KEY, external_id))
+
+
+async def remove_unused_keys(connection: Connection, keys: Sequence[str]) -> int:
+    """Remove the labels under those of these keys that have no prediction any more; return how many."""
+    return read_count(await connection.execute(REMOVE_UNUSED_KEYS, keys))

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import asyncpg
 
-from app.database.queries import Connection
+from app.database.queries import Connection, read_count
 
 FIND_BY_ID = """
 SELECT wanted.position, p.prediction_id, p.created_at, p.model_name, p.model_version, v.classes
@@ -116,3 +116,11 @@ WHERE prediction_id = $1::uuid ORDER BY history_id
 async def fetch_history(connection: Connection, prediction_id: UUID) -> list[asyncpg.Record]:
     """Fetch all labels of a prediction in the order in which they arrived."""
     return await connection.fetch(FETCH_HISTORY, prediction_id)
+
+
+REMOVE_HISTORY = "DELETE FROM prediction_label_history WHERE prediction_id = ANY ($1::uuid[])"
+
+
+async def remove_history(connection: Connection, prediction_ids: Sequence[UUID]) -> int:
+    """Remove the history of labels of erased predictions; return how many. The label that counts stays."""
+    return read_count(await connection.execute(REMOVE_HISTORY, prediction_ids))

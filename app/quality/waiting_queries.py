@@ -6,7 +6,7 @@ from uuid import UUID
 
 import asyncpg
 
-from app.database.queries import Connection
+from app.database.queries import Connection, read_count
 
 ADD_PENDING = """
 INSERT INTO pending_label (prediction_id, label, observed_at, received_at, next_try_at)
@@ -121,3 +121,14 @@ async def postpone_arrivals(connection: Connection, arrival_ids: Sequence[UUID],
 async def drop_old_arrivals(connection: Connection, age: timedelta) -> None:
     """Forget predictions that could not be labelled for so long: their rows or their version are gone."""
     await connection.execute(DROP_OLD_ARRIVALS, age)
+
+
+REMOVE_PENDING_OF = "DELETE FROM pending_label WHERE prediction_id = ANY ($1::uuid[]) OR external_id = $2::text"
+
+REMOVE_ARRIVALS_OF = "DELETE FROM labelled_arrival WHERE prediction_id = ANY ($1::uuid[]) OR external_id = $2::text"
+
+
+async def remove_pending_of(connection: Connection, prediction_ids: Sequence[UUID], external_id: str | None) -> int:
+    """Remove the labels that wait for erased predictions, and those under an external id; return how many."""
+    await connection.execute(REMOVE_ARRIVALS_OF, prediction_ids, external_id)
+    return read_count(await connection.execute(REMOVE_PENDING_OF, prediction_ids, external_id))

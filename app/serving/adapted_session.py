@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 class Session(Protocol):
     """What a session of onnxruntime does."""
 
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]], /) -> list[Any]:
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]], options: Any = None, /) -> list[Any]:
         """Return the values of these outputs."""
 
 
@@ -22,10 +22,10 @@ class AdaptedSession:
         self._joined = joined
         self._columns = tuple(columns)
 
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[Any]:
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]], options: Any = None) -> list[Any]:
         """Return the values of these outputs; `joined` is (n, classes), made of the columns."""
         wanted = [name for output in outputs for name in (self._columns if self._is_joined(output) else (output,))]
-        values = iter(self._session.run(wanted, feeds))
+        values = iter(self._session.run(wanted, feeds, options))
         return [
             np.column_stack([_widen(next(values)) for _ in self._columns])
             if self._is_joined(output)

@@ -1,7 +1,7 @@
 """Features: which values each one allows, and how rows become one array per input of the graph."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,13 +11,20 @@ from app.errors import StartupError
 from app.serving.metadata import Metadata, read_entry, read_names
 from app.serving.name_tables import Names
 
-Value = bool | int | float | str | None
-"""A feature's value in a request and in the log; None is a missing number."""
+Scalar = bool | int | float | str | None
+"""A single value of JSON; None is a missing one."""
 
-FeatureKind = Literal["number", "integer", "text", "boolean"]
+Value = Scalar | list[Scalar]
+"""A feature's value in a request and in the log; a list has the tokens of a text."""
+
+FeatureKind = Literal["number", "integer", "text", "boolean", "integers"]
 
 FEATURE_TEXT_LIMIT = 10_000
 """Most characters of a text feature, so that a row of the log stays small."""
+
+
+TOKEN_LIMIT = 10_000
+"""Most tokens of a feature."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +93,26 @@ class Feature:
         element = self.type
         if type(value) not in element.python_types:
             if value is not None:
-                return "wrong_type", f"expected {element.kind}"
-            return None if self.missing_allowed else ("missing_value", "this model does not take missing values")
+                return "wrong_type", self._describe_allowed()
+            return (
+                None if self.missing_allowed else ("missing_value", f"null is not allowed, {self._describe_allowed()}")
+            )
         if value is None or isinstance(value, bool):
             return None
-        if isinstance(value, str):
-            return _find_text_fault(value)
+        if isinstance(value, str | list):
+            return _find_text_fault(value) if isinstance(value, str) else _find_token_fault(value, element)
         if not element.low <= value <= element.high:
             return "out_of_range", f"the number does not fit in {element.dtype.__name__}"
         is_fraction = element.kind == "integer" and isinstance(value, float) and not value.is_integer()
-        return ("wrong_type", "expected integer") if is_fraction else None
+        return ("wrong_type", self._describe_allowed()) if is_fraction else None
+
+    def _describe_allowed(self) -> str:
+        """Say what is allowed, with an example."""
+        missing = " or null" if self.missing_allowed else ""
+        return f"expected {self.kind}{missing}, for example {KIND_EXAMPLES[self.kind]}"
+
+
+KIND_EXAMPLES: dict[FeatureKind, str] = {"number": "1.5", "integer": "3", "text": '"abc"', "boolean": "true"}
 
 
 def _find_text_fault(value: str) -> tuple[str, str] | None:
@@ -104,9 +121,23 @@ def _find_text_fault(value: str) -> tuple[str, str] | None:
     return ("out_of_range", f"more than {FEATURE_TEXT_LIMIT} characters") if len(value) > FEATURE_TEXT_LIMIT else None
 
 
+def _find_token_fault(tokens: Sequence[Scalar], element: ElementType) -> tuple[str, str] | None:
+    if not 1 <= len(tokens) <= TOKEN_LIMIT:
+        return "out_of_range", f"{len(tokens)} integers, allowed are 1 to {TOKEN_LIMIT}"
+    for at, token in enumerate(tokens):
+        if not isinstance(token, int) or isinstance(token, bool):
+            return "wrong_type", f"expected integers, element {at} is none"
+        if not element.low <= token <= element.high:
+            return "out_of_range", f"element {at} does not fit in {element.dtype.__name__}"
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInput:
-    """An input of the graph: features `start` to `stop` of each row; a vector has one feature and one dimension."""
+    """An input of the graph: features `start` to `stop` of each row; a vector has one feature and one dimension.
+
+    A sequence has one feature, whose tokens are the second dimension.
+    """
 
     name: str
     type: ElementType
@@ -115,20 +146,44 @@ class ModelInput:
     is_vector: bool
     missing_text: str | None = None
     """The text that stands for a missing one; None: texts may not be missing."""
+    is_sequence: bool = False
+    dimension: str = ""
+    """The graph's name of the number of tokens: sequences with the same name have the same length."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape, with -1 for the number of rows."""
+        """The shape, with -1 for the number of rows and of tokens."""
+        if self.is_sequence:
+            return (-1, -1)
         return (-1,) if self.is_vector else (-1, self.stop - self.start)
 
 
 def make_arrays(inputs: Sequence[ModelInput], rows: Sequence[Sequence[Value]]) -> list[NDArray[Any]]:
-    """Make one array per input from checked rows, values in the features' order; a missing value becomes NaN."""
-    if len(inputs) == 1:
+    """Make one array per input from checked rows, values in the features' order; a missing value becomes NaN.
+
+    Rows with sequences must have sequences of the same lengths.
+    """
+    if len(inputs) == 1 and not inputs[0].is_sequence:
         (only,) = inputs
         return [_shape(np.array(rows, dtype=only.type.dtype), only)]
     columns = list(zip(*rows, strict=True))
-    return [_shape(np.array(columns[one.start : one.stop], dtype=one.type.dtype).T, one) for one in inputs]
+    return [_make_array(one, columns) for one in inputs]
+
+
+def _make_array(model_input: ModelInput, columns: Sequence[Sequence[Value]]) -> NDArray[Any]:
+    if model_input.is_sequence:
+        return np.array(columns[model_input.start], dtype=model_input.type.dtype)
+    wanted = columns[model_input.start : model_input.stop]
+    return _shape(np.array(wanted, dtype=model_input.type.dtype).T, model_input)
+
+
+def group_by_lengths(rows: Sequence[Sequence[Value]]) -> list[list[int]]:
+    """Return the indices of rows in groups of which one array can be made: their sequences have the same lengths."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, row in enumerate(rows):
+        lengths = tuple(len(value) for value in row if isinstance(value, list))
+        groups.setdefault(lengths, []).append(index)
+    return list(groups.values())
 
 
 def _shape(array: NDArray[Any], model_input: ModelInput) -> NDArray[Any]:
@@ -144,7 +199,8 @@ def read_inputs(
     for tensor in tensors:
         _check_input(tensor, tensors)
     names = [str(name) for name in read_names(metadata, "feature_names")] if "feature_names" in metadata else None
-    widths = _read_widths(tensors, names)
+    sequences = {tensor.name for tensor in tensors if names is None and _is_sequence(tensor)}
+    widths = _read_widths(tensors, names, sequences)
     names = names if names is not None else _name_features(tensors, widths)
     if not widths or min(widths) < 1:
         raise StartupError(f"there are no features: inputs are {show(tensors)}")
@@ -155,11 +211,17 @@ def read_inputs(
     inputs, start = [], 0
     for tensor, width in zip(tensors, widths, strict=True):
         element = ELEMENT_TYPES[tensor.type]
+        is_sequence = tensor.name in sequences
+        if is_sequence:
+            element = replace(element, kind="integers", python_types=frozenset({list}))
         missing_text = metadata.get("missing_text") if missing_allowed and element.kind == "text" else None
         missing = (missing_allowed and element.kind == "number") or missing_text is not None
         features = [Feature(name, element, missing) for name in names[start : start + width]]
         is_vector = len(tensor.shape) == 1
-        inputs.append((ModelInput(tensor.name, element, start, start + width, is_vector, missing_text), features))
+        dimension = str(tensor.shape[1] or "") if is_sequence else ""
+        place = (start, start + width)
+        model_input = ModelInput(tensor.name, element, *place, is_vector, missing_text, is_sequence, dimension)
+        inputs.append((model_input, features))
         start += width
     _check_missing(inputs, metadata, missing_allowed=missing_allowed)
     return inputs
@@ -191,9 +253,16 @@ def _check_input(tensor: Tensor, tensors: Sequence[Tensor]) -> None:
         )
 
 
-def _read_widths(tensors: Sequence[Tensor], names: Sequence[str] | None) -> list[int]:
+def _is_sequence(tensor: Tensor) -> bool:
+    """Return whether an input takes the tokens of a text, as many as there are: integers of a free second dimension."""
+    return (
+        ELEMENT_TYPES[tensor.type].kind == "integer" and len(tensor.shape) == 2 and not isinstance(tensor.shape[1], int)
+    )
+
+
+def _read_widths(tensors: Sequence[Tensor], names: Sequence[str] | None, sequences: Collection[str]) -> list[int]:
     """Return the number of features of each input; one input of unknown width gets the names that are left over."""
-    widths = [1 if len(tensor.shape) == 1 else tensor.shape[1] for tensor in tensors]
+    widths = [1 if len(tensor.shape) == 1 or tensor.name in sequences else tensor.shape[1] for tensor in tensors]
     known = [width for width in widths if isinstance(width, int)]
     if len(known) < len(widths) - 1:
         raise StartupError(f"inputs are {show(tensors)}: export with a fixed number of features in all but one of them")
@@ -218,8 +287,8 @@ def show(tensors: Sequence[Tensor]) -> str:
 
 
 FILLERS: tuple[dict[FeatureKind, Value], ...] = (
-    {"number": 0.0, "integer": 0, "text": "", "boolean": False},
-    {"number": 1.0, "integer": 1, "text": "a", "boolean": True},
+    {"number": 0.0, "integer": 0, "text": "", "boolean": False, "integers": [1, 1, 1]},
+    {"number": 1.0, "integer": 1, "text": "a", "boolean": True, "integers": [0]},
 )
 
 

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from app.errors import ScorekeeperError, StartupError
 from app.serving.model import Model
+from app.serving.ordering import version_order
 
 logger = logging.getLogger(__name__)
 
@@ -174,8 +175,3 @@ def check_bytes(directory: Path, model: Model) -> None:
 def shorten(reason: str, directory: Path, key: VersionKey) -> str:
     """Return a reason without the path of the version's file, for messages that name the version already."""
     return reason.removeprefix(f"{locate(directory, *key)}: ")
-
-
-def version_order(version: str) -> list[tuple[bool, int, str]]:
-    """Order versions, numbers as numbers: 9 before 10, 1.9 before 1.10."""
-    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"([0-9]+)", version)]

@@ -26,6 +26,7 @@ METADATA_KEYS = frozenset(
         "decision_threshold",
         "missing_values",
         "output",
+        "batching",
         "probability_output",
         "missing_text",
         "example",

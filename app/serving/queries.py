@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from app.database.queries import Connection
+from app.serving.ordering import version_order
 
 REGISTER_VERSION = """
 INSERT INTO model_version AS known (name, version, sha256, classes, positive_class, inputs)
@@ -41,12 +42,14 @@ async def register_version(
     return row is not None
 
 
-KNOWN_VERSIONS = "SELECT name, version, classes, positive_class FROM model_version ORDER BY name, version"
+KNOWN_VERSIONS = "SELECT name, version, classes, positive_class FROM model_version"
 
 
 async def fetch_versions(connection: Connection) -> list[tuple[str, str, tuple[str, ...], str | None]]:
-    """Fetch every version: its name, its version, its classes as text and its positive class."""
+    """Fetch every version in order: its name, its version, its classes as text and its positive class."""
     return [
         (name, version, tuple(str(label) for label in msgspec.json.decode(classes)), positive_class)
-        for name, version, classes, positive_class in await connection.fetch(KNOWN_VERSIONS)
+        for name, version, classes, positive_class in sorted(
+            await connection.fetch(KNOWN_VERSIONS), key=lambda row: (row["name"], version_order(row["version"]))
+        )
     ]

@@ -7,8 +7,9 @@ from typing import Any
 from app import metrics
 from app.errors import NotFoundError, Reason
 from app.serving.batching import Batcher
-from app.serving.loading import Stamp, VersionKey, version_order
+from app.serving.loading import Stamp, VersionKey
 from app.serving.model import Model
+from app.serving.ordering import version_order
 
 
 class UnknownModelError(NotFoundError):
@@ -62,6 +63,11 @@ class VersionRecord:
     def is_missing(self) -> bool:
         """Whether it is not served because an operator has unloaded it, or because something is wrong with it."""
         return self.served is None and (self.is_unloaded or self.trouble is not None)
+
+    def list_troubles(self) -> list[Reason]:
+        """Return what is wrong with its file, and with what the served model answers."""
+        of_model = None if self.served is None else self.served.model.trouble
+        return [trouble for trouble in (self.trouble, of_model) if trouble is not None]
 
     def find_new_file(self, now: float) -> Stamp | None:
         """Return the file to try to serve: it was the same when MODEL_DIR was read twice, and its try is due."""

@@ -8,6 +8,7 @@ from app.errors import StartupError
 from app.serving.features import Feature, ModelInput, Tensor, Value, read_examples, read_inputs
 from app.serving.graph import GraphFacts
 from app.serving.metadata import NAME_LIMIT, Metadata, is_name, read_choice, read_entry, read_names, read_number
+from app.serving.name_tables import Names
 from app.serving.outputs import LABEL_TYPES, MAP_TYPES, explain_missing_classes, find_outputs
 
 ClassName = int | str
@@ -22,7 +23,8 @@ class Signature:
 
     features: tuple[Feature, ...]
     inputs: tuple[ModelInput, ...]
-    takes_one_row: bool
+    batching_doubt: str | None
+    """Why each row is a run of its own; None: the rows of a batch are one run."""
     examples: Sequence[Sequence[Value]]
     label_output: str | None
     probability_output: str
@@ -34,6 +36,12 @@ class Signature:
     positive_index: int | None
     decision_threshold: float | None
     training_f1: float | None
+    class_columns: tuple[int, ...] | None = None
+    """The graph's column of each class; None: they are in the same order."""
+    has_mirrored_logits: bool = False
+    """Whether the logits are two columns [-s, s], of which s belongs to a sigmoid."""
+    label_doubt: str | None = None
+    """Why the graph's label is not used; None: it is, or the graph has none."""
     class_texts: tuple[str, ...] = field(init=False)
     """The classes as text, for JSON keys, metric labels and the log."""
     feature_names: tuple[str, ...] = field(init=False)
@@ -43,6 +51,8 @@ class Signature:
 
     max_rows: int = field(init=False)
     """The most rows of one request, which MAX_BATCH_VALUES allows."""
+    has_sequences: bool = field(init=False)
+    """Whether rows have tokens, as many as there are: rows of different lengths are not one run."""
     row_values: int = field(init=False)
     """The number of values that a row costs time and memory for: its features and its probabilities."""
 
@@ -50,6 +60,7 @@ class Signature:
         object.__setattr__(self, "class_texts", tuple(str(name) for name in self.classes))
         object.__setattr__(self, "feature_names", tuple(feature.name for feature in self.features))
         object.__setattr__(self, "feature_set", frozenset(self.feature_names))
+        object.__setattr__(self, "has_sequences", any(one.is_sequence for one in self.inputs))
         widths = len(self.features), len(self.classes)
         object.__setattr__(self, "max_rows", max(1, MAX_BATCH_VALUES // max(widths)))
         object.__setattr__(self, "row_values", sum(widths))
@@ -84,21 +95,43 @@ def read_signature(
     label_output, answer, graph = found.label, found.answer, replace(graph, classes=found.classes)
     classes = _read_classes(metadata, graph, label_output, answer, are_logits=are_logits)
     positive_index = _read_positive_index(metadata, classes)
+    are_maps = answer.type.startswith("seq(map(")
     return Signature(
         features=features,
         inputs=tuple(model_input for model_input, _ in read),
-        takes_one_row=any(tensor.shape[0] == 1 for tensor in inputs),
+        batching_doubt=_read_batching_doubt(metadata, inputs),
         examples=read_examples(metadata, features, graph.categories),
         label_output=label_output.name if label_output else None,
         probability_output=answer.name,
         probability_columns=found.columns,
-        probabilities_are_maps=answer.type.startswith("seq(map("),
+        probabilities_are_maps=are_maps,
         are_logits=are_logits,
         classes=classes,
         positive_index=positive_index,
         decision_threshold=_read_threshold(metadata, positive_index),
         training_f1=read_number(metadata, "training_f1"),
+        class_columns=None if are_maps else _find_class_columns(classes, graph.classes),
     )
+
+
+def _read_batching_doubt(metadata: Metadata, inputs: Sequence[Tensor]) -> str | None:
+    """Return why the declarations ask for a run per row, None when they do not."""
+    asked = read_choice(metadata, "batching", ("auto", "on", "off"))
+    if any(tensor.shape[0] == 1 for tensor in inputs):
+        if asked == "on":
+            raise StartupError(
+                'metadata "batching" is on, but an input has one row: export with a free first dimension, or drop it'
+            )
+        return "the graph takes one row"
+    return 'metadata "batching" is off' if asked == "off" else None
+
+
+def _find_class_columns(classes: tuple[ClassName, ...], in_graph: Names | None) -> tuple[int, ...] | None:
+    """Return the graph's column of each class, by name; None when the graph has no such names or the same order."""
+    texts, graph_texts = [str(name) for name in classes], [str(name) for name in in_graph or ()]
+    if texts == graph_texts or set(texts) != set(graph_texts):
+        return None
+    return tuple(graph_texts.index(text) for text in texts)
 
 
 def _count_columns(answer: Tensor) -> int | None:
@@ -188,4 +221,4 @@ def decision_rule(signature: Signature) -> DecisionRule:
     """Return the rule by which this model's class is predicted."""
     if signature.decision_threshold is not None:
         return "threshold"
-    return "argmax" if signature.label_output is None else "label"
+    return "argmax" if signature.label_output is None or signature.label_doubt is not None else "label"

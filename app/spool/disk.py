@@ -61,6 +61,10 @@ class Disk:
         """Remove a file."""
         path.unlink()
 
+    def replace(self, path: Path, target: Path) -> None:
+        """Rename a file; one with the new name is replaced."""
+        path.replace(target)
+
     def sync_directory(self, path: Path) -> None:
         """Sync a directory's entries to the disk."""
         files.sync_directory(path)
@@ -86,14 +90,14 @@ def write_all(disk: Disk, descriptor: int, data: bytes) -> None:
 def read_bytes(disk: Disk, descriptor: int, size: int, start: int) -> bytes:
     """Read `size` bytes, fewer at the end of the file; pages that the disk cannot read are zeros."""
     try:
-        return _read_all(disk, descriptor, size, start)
+        return read_all(disk, descriptor, size, start)
     except OSError as error:
         logger.warning("the spool's disk cannot read, trying again page by page: %s", error)
     data = bytearray()
     while len(data) < size:
         step = min(PAGE_BYTES - (start + len(data)) % PAGE_BYTES, size - len(data))
         try:
-            page = _read_all(disk, descriptor, step, start + len(data))
+            page = read_all(disk, descriptor, step, start + len(data))
         except OSError:
             page = bytes(step)
         data += page
@@ -102,7 +106,8 @@ def read_bytes(disk: Disk, descriptor: int, size: int, start: int) -> bytes:
     return bytes(data)
 
 
-def _read_all(disk: Disk, descriptor: int, size: int, start: int) -> bytes:
+def read_all(disk: Disk, descriptor: int, size: int, start: int) -> bytes:
+    """Read `size` bytes, fewer at the end of the file; raise OSError when the disk cannot read one of them."""
     data = b""
     while len(data) < size:
         part = disk.read(descriptor, size - len(data), start + len(data))

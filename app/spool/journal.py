@@ -17,7 +17,7 @@ from app.spool.disk import write_all
 from app.spool.flush import Flusher, open_flusher
 from app.spool.segment import HEADER_BYTES
 from app.spool.spool import Spool
-from app.tasks import OnTaskDeath, call_in_thread, own_task
+from app.tasks import OnTaskDeath, own_task
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Journal:
     async def _commit(self, group: list[Entry[Frames]]) -> None:
         if group:
             await self._write_group(group)
-        if time.monotonic() >= self._next_check:
+        if time.monotonic() >= self._next_check or self._spool.is_rotation_wanted:
             await self.check()
 
     async def _write_group(self, group: list[Entry[Frames]]) -> None:
@@ -153,7 +153,7 @@ class Journal:
         self._began_at = time.monotonic()
         self._next_check = 0.0  # the spool has grown by a segment since the limits were checked
         if old is not None:
-            await call_in_thread(self._close_quietly, old)
+            await self._spool.call(self._close_quietly, old)
 
     async def _abandon_segment(self) -> None:
         """Cut the failed file to its promised length, close it for ever, and begin another segment."""
@@ -162,8 +162,8 @@ class Journal:
         self._descriptor, segment.is_open = None, False
         if descriptor is not None:
             with suppress(OSError):
-                await call_in_thread(self._disk.truncate, descriptor, segment.readable_end)
-            await call_in_thread(self._close_quietly, descriptor)
+                await self._spool.call(self._disk.truncate, descriptor, segment.readable_end)
+            await self._spool.call(self._close_quietly, descriptor)
         await self.check()
 
     def _close_quietly(self, descriptor: int) -> None:
@@ -177,7 +177,8 @@ class Journal:
         is_open = self._descriptor is not None
         if is_open and self._spool.segments[-1].readable_end == HEADER_BYTES:
             return None
-        if is_open and self.refusal is None and time.monotonic() - self._began_at < SEGMENT_SECONDS:
+        is_young = time.monotonic() - self._began_at < SEGMENT_SECONDS and not self._spool.is_rotation_wanted
+        if is_open and self.refusal is None and is_young:
             return None
         try:
             await self._rotate()
@@ -198,7 +199,7 @@ class Journal:
 
     async def _measure_free(self) -> int | None:
         try:
-            return await call_in_thread(self._disk.measure_free, self._spool.directory)
+            return await self._spool.call(self._disk.measure_free, self._spool.directory)
         except OSError as error:
             logger.warning("the free space of the spool's disk cannot be read: %s", error)
             return None

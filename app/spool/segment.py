@@ -81,7 +81,8 @@ class Segment:
     """A file of the spool, with what its writer knows and with the reader's progress.
 
     `readable_end`: the file may be read up to here; it is the promised length, or the whole length of an older file.
-    `acknowledged`: the length that was certainly promised, None when it is not known.
+    `acknowledged`: the length that was certainly promised, None when it is not known. `is_held`: the file is being
+    rewritten and must not be removed.
     """
 
     sequence: int
@@ -89,6 +90,7 @@ class Segment:
     readable_end: int
     acknowledged: int | None
     is_open: bool = False
+    is_held: bool = False
     rows: int = 0
     progress: Progress = field(default_factory=Progress)
 

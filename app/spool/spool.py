@@ -10,11 +10,12 @@ import logging
 import os
 import re
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, ParamSpec, TypeVar
 from uuid import uuid4
 
 from app.errors import StartupError
@@ -28,7 +29,7 @@ from app.spool.segment import (
     decode_header,
     encode_header,
 )
-from app.tasks import call_in_thread
+from app.tasks import call_in
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,13 @@ SEGMENT_NAME = re.compile(r"seg-\d{20}\.log")
 
 AsideFolder = Literal["dead", "corrupt"]
 """dead/ has rows that PostgreSQL refuses, corrupt/ has damaged bytes of segments."""
+
+
+SPOOL_THREADS = 2
+"""One for the journal and one for the shipper: each makes one call at a time."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class SpoolInUseError(StartupError):
@@ -53,7 +61,20 @@ class Spool:
     lock: int | None = None
     grown: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when there is more to read."""
+    is_rotation_wanted: bool = False
+    """True makes the writer begin a segment soon, so that the open one can be rewritten."""
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a segment was begun."""
     _last_sequence: int = -1
+    _threads: Executor = field(default_factory=lambda: ThreadPoolExecutor(SPOOL_THREADS, "spool"))
+
+    async def call(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """Call a blocking function in a thread of the spool's own: no other work can hold it up."""
+        return await call_in(self._threads, function, *arguments, **named)
+
+    def end_threads(self) -> None:
+        """End the threads. No call may be under way."""
+        self._threads.shutdown(wait=False)
 
     @property
     def used_bytes(self) -> int:
@@ -71,19 +92,22 @@ class Spool:
         sequence = max(self._last_sequence, before.sequence if before else -1) + 1
         path = self.directory / name_segment(sequence)
         header = encode_header(SegmentHeader(self.uuid, sequence, before.acknowledged if before else None))
-        descriptor = await call_in_thread(create_file, self.disk, path, header)
+        descriptor = await self.call(create_file, self.disk, path, header)
         if before is not None:
             before.is_open = False
         self.segments.append(Segment(sequence, path, HEADER_BYTES, HEADER_BYTES, is_open=True))
         self._last_sequence = sequence
+        self.begun.set()
         return descriptor
 
     async def remove(self, segment: Segment) -> None:
-        """Remove a segment that is completely stored or put aside; when it raises OSError, the segment stays."""
+        """Remove a segment that is completely stored or put aside, later if it is held; after OSError it stays."""
+        if segment.is_held:
+            return
         place = self.segments.index(segment)
         del self.segments[place]  # first, so that nothing reads it while it is removed
         try:
-            await call_in_thread(self.disk.unlink, segment.path)
+            await self.call(self.disk.unlink, segment.path)
         except FileNotFoundError:
             pass
         except OSError:
@@ -104,10 +128,14 @@ class Spool:
 
     def count_aside(self, folder: AsideFolder) -> int:
         """Count the files that were put aside."""
+        return len(self.list_aside(folder))
+
+    def list_aside(self, folder: AsideFolder) -> list[Path]:
+        """List the files that were put aside."""
         try:
-            return len(self.disk.list_names(self.directory / folder))
+            return [self.directory / folder / name for name in self.disk.list_names(self.directory / folder)]
         except FileNotFoundError:
-            return 0
+            return []
 
     def _count_rows(self, segment: Segment) -> int:
         rows, at = 0, HEADER_BYTES
@@ -144,7 +172,10 @@ async def open_spool(directory: Path) -> AsyncIterator[Spool]:
         except OSError as error:
             raise StartupError(f"the spool {directory} cannot be read: {error.strerror}") from error
         spool.lock = lock
-        yield spool
+        try:
+            yield spool
+        finally:
+            spool.end_threads()
     finally:
         os.close(lock)
 

@@ -18,6 +18,7 @@ from app.errors import (
     invalid,
 )
 from app.serving.features import Value
+from app.web.members import list_members
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -82,18 +83,21 @@ async def run_sized(body: bytes, work: Callable[P, T], *args: P.args, **kwargs: 
     return await asyncio.to_thread(work, *args, **kwargs)
 
 
-def decode_body(decoder: msgspec.json.Decoder[T], body: bytes, prefix: str = "", where: str = "") -> T:
+def decode_body(
+    decoder: msgspec.json.Decoder[T], body: bytes, prefix: str = "", where: str = "", example: str = ""
+) -> T:
     """Decode strictly; raise 400 for invalid JSON, 422 with a pointer for JSON of another shape.
 
-    For bodies of several documents, every pointer begins with `prefix` and every detail with `where`.
+    For bodies of several documents, every pointer begins with `prefix` and every detail with `where`. `example` is a
+    body that works, which is shown to a client that sends none, or a field that does not exist.
     """
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
         _check_syntax(body, where)  # msgspec reports a wrong shape before it has read the whole text
-        raise _locate(error, body, prefix, where) from error
+        raise _locate(error, decoder, body, prefix, where, example) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _malformed(error, where) from error
+        raise _malformed(error, body, where, example) from error
 
 
 def check_repeated_names(body: bytes) -> None:
@@ -112,15 +116,49 @@ def _check_syntax(body: bytes, where: str) -> None:
         msgspec.json.decode(body, type=msgspec.Raw)
         body.decode()  # msgspec does not check the UTF-8 of strings that it skips
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _malformed(error, where) from error
+        raise _malformed(error, body, where) from error
 
 
-def _malformed(error: Exception, where: str) -> MalformedBodyError:
+def _malformed(error: Exception, body: bytes, where: str, example: str = "") -> MalformedBodyError:
     detail = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    if not body.strip():
+        return MalformedBodyError(f"{where}the body is empty{_show_example(example)}")
+    if _has_no_number(body):
+        detail += "; NaN and Infinity are no JSON numbers: a missing value is null, if the model takes missing values"
     return MalformedBodyError(f"{where}not valid JSON: {detail}")
 
 
-def _locate(error: msgspec.ValidationError, body: bytes, prefix: str, where: str) -> InvalidRequestError:
+NO_NUMBER = re.compile(r"[-+]?(nan|inf)", re.IGNORECASE)
+"""How programs write it that allow more than JSON."""
+
+
+def _has_no_number(body: bytes) -> bool:
+    """Return whether a body is no JSON because of a NaN or an Infinity; Python's own parser says where."""
+
+    def find_constant(name: str) -> None:
+        raise json.JSONDecodeError("no number", name, 0)
+
+    try:
+        json.loads(body, parse_constant=find_constant)
+    except json.JSONDecodeError as error:
+        return NO_NUMBER.match(error.doc, error.pos) is not None
+    except (UnicodeDecodeError, RecursionError):
+        return False
+    return False
+
+
+def _show_example(example: str) -> str:
+    return f", for example {example}" if example else ""
+
+
+def _locate(
+    error: msgspec.ValidationError,
+    decoder: msgspec.json.Decoder[Any],
+    body: bytes,
+    prefix: str,
+    where: str,
+    example: str,
+) -> InvalidRequestError:
     """Turn msgspec's `Expected ... - at `$.instances[3][1]`` into a fault with a JSON pointer."""
     detail, _, path = str(error).partition(" - at ")
     steps: list[str | int] = []
@@ -128,8 +166,19 @@ def _locate(error: msgspec.ValidationError, body: bytes, prefix: str, where: str
         steps.append(name or (index if index == "..." else int(index)))
     if "..." in steps:
         steps = _name_hidden_key(steps, body)
-    pointer = prefix + "".join(f"/{escape_step(step)}" for step in steps)
-    return invalid(Fault(pointer, _name_code(detail), where + detail))
+    pointer, code = prefix + "".join(f"/{escape_step(step)}" for step in steps), _name_code(detail)
+    if code == "unknown_field" and (names := list_members(decoder.type, steps)):
+        detail = f"{detail}; allowed are {', '.join(names)}{'' if steps else _show_example(example)}"
+    return invalid(Fault(pointer, code, where + explain_instant(detail)))
+
+
+def explain_instant(detail: str) -> str:
+    """Return what is wrong with a value; where it is a time, say how one is written."""
+    is_time = detail.startswith(("Invalid RFC3339 encoded datetime", "Expected `datetime`"))
+    return f"expected a time with its offset from UTC, for example {INSTANT}" if is_time else detail
+
+
+INSTANT = "2026-01-31T12:00:00Z"
 
 
 VALUE_DECODER = msgspec.json.Decoder[Value](Value)

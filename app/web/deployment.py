@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from app.serving.features import FeatureKind, ModelInput, Value
+from app.serving.features import FeatureKind, ModelInput, Scalar
 from app.serving.model import Model
 from app.serving.repository import ModelRepository
 from app.serving.signature import ClassName, Signature
@@ -28,7 +28,7 @@ class ModelShape:
     versions: tuple[str, ...]
     features: tuple[FeatureShape, ...]
     inputs: tuple[ModelInput, ...]
-    example: tuple[Value, ...]
+    example: tuple[Scalar | tuple[Scalar, ...], ...]
     classes: tuple[ClassName, ...]
     max_rows: int
     is_default_model: bool
@@ -66,7 +66,7 @@ def describe_models(repository: ModelRepository) -> tuple[ModelShape, ...]:
             versions=tuple(model.version for model in models),
             features=features,
             inputs=inputs,
-            example=tuple(models[-1].example),
+            example=tuple(tuple(value) if isinstance(value, list) else value for value in models[-1].example),
             classes=models[-1].signature.classes,
             max_rows=min(model.signature.max_rows for model in models),
             is_default_model=name == repository.default_model,

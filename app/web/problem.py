@@ -80,7 +80,11 @@ def render_http_exception(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     if "Allow" in headers:
         headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
-    detail = "there is nothing at this path" if error.status_code == 404 else error.detail
+    detail = "there is nothing at this path; /docs lists every path" if error.status_code == 404 else error.detail
+    if error.status_code == 405:
+        detail = (
+            f"the method is not allowed at this path, allowed are {headers['Allow']}; /docs shows each with an example"
+        )
     if is_open_inference(get_path(request.scope)):
         return _render_open_inference_error(error.status_code, detail, headers)
     return _render(get_request_id(request.scope), error.status_code, detail, headers)

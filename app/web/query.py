@@ -6,7 +6,9 @@ from typing import TypeVar
 import msgspec
 from starlette.requests import Request
 
-from app.errors import Fault, invalid
+from app.errors import Fault, InvalidRequestError, invalid
+from app.web.body import explain_instant
+from app.web.schemas import make_properties
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -17,7 +19,9 @@ def read_query(request: Request, kind: type[T]) -> T:
     known = msgspec.structs.fields(kind)
     for name, value in request.query_params.multi_items():
         if name not in {field.encode_name for field in known}:
-            raise invalid(Fault(f"?{name[:50]}", "unknown_parameter", "there is no such parameter"))
+            allowed = ", ".join(field.encode_name for field in known)
+            detail = f"there is no such parameter; allowed are {allowed}"
+            raise invalid(Fault(f"?{name[:50]}", "unknown_parameter", detail))
         if len(request.query_params.getlist(name)) > 1:
             raise invalid(Fault(f"?{name}", "repeated_parameter", "given more than once"))
         if "\x00" in value:
@@ -26,20 +30,28 @@ def read_query(request: Request, kind: type[T]) -> T:
         query = msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
         detail, _, path = str(error).partition(" - at `$.")
-        raise invalid(Fault(f"?{path.rstrip('`')}", "invalid", detail)) from error
+        raise _refuse_value(kind, path.rstrip("`"), detail) from error
     for field in known:
         value, text = getattr(query, field.name), values.get(field.encode_name)
         if isinstance(value, datetime) and text is not None:
-            _check_instant(field.encode_name, text, value)
+            _check_instant(kind, field.encode_name, text, value)
     return query
 
 
-def _check_instant(name: str, text: str, instant: datetime) -> None:
+def _refuse_value(kind: type[msgspec.Struct], name: str, detail: str) -> InvalidRequestError:
+    """Return the error for the value of a parameter, with an example of one that is allowed."""
+    example = make_properties(kind)[name]["examples"][0] if detail else ""
+    explained = explain_instant(detail)
+    shown = explained if explained != detail else f"{detail}, for example ?{name}={example}"
+    return invalid(Fault(f"?{name}", "invalid", shown))
+
+
+def _check_instant(kind: type[msgspec.Struct], name: str, text: str, instant: datetime) -> None:
     """Refuse a number, and a time outside the years 1 to 9999 in UTC: asyncpg could not send it."""
     try:
         msgspec.convert(text, datetime)
         instant.astimezone(UTC)
     except msgspec.ValidationError as error:
-        raise invalid(Fault(f"?{name}", "invalid", str(error))) from error
+        raise _refuse_value(kind, name, str(error)) from error
     except OverflowError:
         raise invalid(Fault(f"?{name}", "invalid", "outside the years 1 to 9999 in UTC")) from None

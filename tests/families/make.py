@@ -1,12 +1,14 @@
 """Make the files of this directory: models of libraries too large for the test environment, and what they answer.
 
-Run in an environment of its own: `pip install lightgbm xgboost catboost onnxmltools skl2onnx onnxruntime`, then
-`python tests/families/make.py`. `answers.json` holds, for the same rows, the probabilities and classes that each
-library itself gives; null is a missing value.
+Run in an environment of its own: `pip install lightgbm xgboost-cpu catboost onnxmltools skl2onnx onnxruntime`, then
+`python tests/families/make.py`; with names, only those are made. `answers.json` holds, for the same rows, the
+probabilities and classes that each library itself gives; null is a missing value.
 """
 
 import json
+import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -73,21 +75,53 @@ def make_catboost(rows: Any, labels: Any) -> tuple[Any, bytes]:
 
 Maker = Callable[[Any, Any], tuple[Any, bytes]]
 
-FAMILIES: dict[str, tuple[str, Maker, Sequence[int | str]]] = {
+Family = tuple[str, Maker, Sequence[int | str]]
+
+FAMILIES: dict[str, Family] = {
     "lightgbm-zipmap": ("lightgbm", lambda rows, labels: make_lightgbm(rows, labels, zipmap=True), (0, 1)),
     "lightgbm-texts": ("lightgbm", lambda rows, labels: make_lightgbm(rows, labels, zipmap=False), ("a", "b", "c")),
-    "xgboost": ("xgboost", make_xgboost, (0, 1)),
-    "xgboost-three": ("xgboost", make_xgboost, (0, 1, 2)),
+    "xgboost": ("xgboost-cpu", make_xgboost, (0, 1)),
+    "xgboost-three": ("xgboost-cpu", make_xgboost, (0, 1, 2)),
     "catboost": ("catboost", make_catboost, ("no", "yes")),
     "catboost-three": ("catboost", make_catboost, (1, 2, 3)),
 }
 
+LABELS: dict[str, Sequence[int | str]] = {
+    "from-0": (0, 1),
+    "from-1": (1, 2),
+    "signs": (-1, 1),
+    "3-7": (3, 7),
+    "0-5": (0, 5),
+    "int64": (10_000_000_000, 20_000_000_000),
+    "texts": ("no", "yes"),
+    "three": (2, 5, 9),
+    "three-texts": ("ash", "beech", "cherry"),
+    "five": (0, 1, 2, 3, 4),
+}
+"""Sets of classes: each library is tried with each of them. None of their converters takes booleans."""
+
+
+def list_swept() -> dict[str, Family]:
+    """Return a family of each library for each set of classes; XGBoost takes only numbers from 0 on."""
+    swept: dict[str, Family] = {}
+    for name, classes in LABELS.items():
+        swept[f"swept-lightgbm-{name}"] = ("lightgbm", partial(make_lightgbm, zipmap=False), classes)
+        swept[f"swept-lightgbm-zipmap-{name}"] = ("lightgbm", partial(make_lightgbm, zipmap=True), classes)
+        swept[f"swept-catboost-{name}"] = ("catboost", make_catboost, classes)
+    for name in ("from-0", "five"):
+        swept[f"swept-xgboost-{name}"] = ("xgboost-cpu", make_xgboost, LABELS[name])
+    return swept
+
 
 def main() -> None:
-    """Write every file."""
+    """Write the files that are named on the command line, or all of them."""
     train, test = make_data(300, 0), make_data(40, 1)
-    answers: dict[str, Any] = {"rows": [[None if np.isnan(v) else float(v) for v in row] for row in test]}
-    for name, (library, make, classes) in FAMILIES.items():
+    path = HERE / "answers.json"
+    answers: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    answers["rows"] = [[None if np.isnan(v) else float(v) for v in row] for row in test]
+    families = FAMILIES | list_swept()
+    for name in sys.argv[1:] or families:
+        library, make, classes = families[name]
         model, content = make(train, label(train, classes))
         (HERE / f"{name}.onnx").write_bytes(content)
         answers[name] = {
@@ -96,7 +130,7 @@ def main() -> None:
             "probabilities": np.asarray(model.predict_proba(test), dtype=np.float64).tolist(),
             "predictions": np.ravel(model.predict(test)).tolist(),
         }
-    (HERE / "answers.json").write_text(json.dumps(answers) + "\n")
+    path.write_text(json.dumps(answers) + "\n")
 
 
 if __name__ == "__main__":

@@ -177,6 +177,11 @@ class ModelDisk(Disk):
         del self.names[path]
         self.history.setdefault(path, []).append(None)
 
+    def replace(self, path: Path, target: Path) -> None:
+        self._call("replace")
+        self._set(target, self.names.pop(path))
+        self.history.setdefault(path, []).append(None)
+
     def sync_directory(self, path: Path) -> None:
         self._call("sync_directory")
         for entry in [entry for entry in self.history if entry.parent == path]:

@@ -101,11 +101,37 @@ def declare(name: str, *shape: int | str | None, type_: int = TensorProto.FLOAT)
     return helper.make_tensor_value_info(name, type_, shape)
 
 
+def make_proper(width: int, source: str = "x") -> list[NodeProto]:
+    """Make `p` from `source`: its rows that are probabilities or not finite as they are, equal shares for others."""
+    shares = helper.make_tensor("shares", TensorProto.FLOAT, [1, width], [1 / width] * width)
+    largest = helper.make_tensor("largest", TensorProto.FLOAT, [], [3e38])
+    axes = helper.make_tensor("last", TensorProto.INT64, [1], [1])
+    constants = {"shares": shares, "largest": largest, "last": axes}
+    return [
+        *(helper.make_node("Constant", [], [name], value=value) for name, value in constants.items()),
+        helper.make_node("Constant", [], ["one"], value_float=1.0),
+        helper.make_node("Constant", [], ["near"], value_float=0.005),
+        helper.make_node("Constant", [], ["nothing"], value_float=0.0),
+        helper.make_node("ReduceSum", [source, "last"], ["total"], keepdims=1),
+        helper.make_node("Sub", ["total", "one"], ["excess"]),
+        helper.make_node("Abs", ["excess"], ["distance"]),
+        helper.make_node("Greater", ["distance", "near"], ["is_off"]),
+        helper.make_node("ReduceMin", [source], ["least"], axes=[1], keepdims=1),
+        helper.make_node("Less", ["least", "nothing"], ["is_negative"]),
+        helper.make_node("Or", ["is_off", "is_negative"], ["is_improper"]),
+        helper.make_node("Abs", [source], ["sizes"]),
+        helper.make_node("ReduceMax", ["sizes"], ["size"], axes=[1], keepdims=1),
+        helper.make_node("Less", ["size", "largest"], ["is_finite"]),
+        helper.make_node("And", ["is_improper", "is_finite"], ["is_replaced"]),
+        helper.make_node("Where", ["is_replaced", "shares", source], ["p"]),
+    ]
+
+
 def build_echo(width: int = 3, **metadata: str) -> bytes:
-    """Build a model without label output whose probabilities are the features themselves."""
+    """Build a model without label output whose probabilities are the features, where these can be probabilities."""
     metadata = {"classes": json.dumps(list(range(width)))} | metadata
     return build_graph(
-        [helper.make_node("Identity", ["x"], ["p"])],
+        make_proper(width),
         [declare("p", None, width)],
         [declare("x", None, width)],
         **metadata,
@@ -113,9 +139,9 @@ def build_echo(width: int = 3, **metadata: str) -> bytes:
 
 
 def build_echo_with_label(width: int, label_node: NodeProto, **metadata: str) -> bytes:
-    """Build an echo with one more node, which makes the int64 label `y` from the features `x`."""
+    """Build an echo with one more node, which makes the int64 label `y` from the probabilities `p`."""
     return build_graph(
-        [helper.make_node("Identity", ["x"], ["p"]), label_node],
+        [*make_proper(width), label_node],
         [declare("y", None, type_=TensorProto.INT64), declare("p", None, width)],
         [declare("x", None, width)],
         **metadata,
@@ -124,7 +150,22 @@ def build_echo_with_label(width: int, label_node: NodeProto, **metadata: str) ->
 
 def build_contrary(width: int, **metadata: str) -> bytes:
     """Build an echo whose label is the index of the least likely class."""
-    return build_echo_with_label(width, helper.make_node("ArgMin", ["x"], ["y"], axis=1, keepdims=0), **metadata)
+    return build_echo_with_label(width, helper.make_node("ArgMin", ["p"], ["y"], axis=1, keepdims=0), **metadata)
+
+
+def build_weighing(weights: Sequence[float], **metadata: str) -> bytes:
+    """Build a softmax of the features whose label is the class with the largest weighted probability."""
+    table = helper.make_tensor("weights", TensorProto.FLOAT, [1, len(weights)], weights)
+    nodes = [
+        helper.make_node("Softmax", ["x"], ["p"]),
+        helper.make_node("Constant", [], ["weights"], value=table),
+        helper.make_node("Mul", ["p", "weights"], ["weighted"]),
+        helper.make_node("ArgMax", ["weighted"], ["y"], axis=1, keepdims=0),
+    ]
+    width = len(weights)
+    outputs = [declare("y", None, type_=TensorProto.INT64), declare("p", None, width)]
+    metadata = {"classes": json.dumps(list(range(width)))} | metadata
+    return build_graph(nodes, outputs, [declare("x", None, width)], **metadata)
 
 
 def build_linear(classes: Classes) -> bytes:
@@ -145,12 +186,31 @@ def build_linear(classes: Classes) -> bytes:
     return build_graph([node], outputs, [declare("x", None, 2)])
 
 
+HUGE = 1e12
+"""A feature above this makes a `build_breaking` model answer values that are no probabilities; no load tries that."""
+
+
+def build_breaking(**metadata: str) -> bytes:
+    """Build a model of two features that answers equal shares, but 2 and 2 when a feature is huge."""
+    nodes = [
+        helper.make_node("Constant", [], ["huge"], value_float=HUGE),
+        helper.make_node("Constant", [], ["shares"], value_floats=[0.5, 0.5]),
+        helper.make_node("Constant", [], ["twos"], value_floats=[2.0, 2.0]),
+        helper.make_node("ReduceMax", ["x"], ["largest"], axes=[1], keepdims=1),
+        helper.make_node("Greater", ["largest", "huge"], ["is_huge"]),
+        helper.make_node("Where", ["is_huge", "twos", "shares"], ["p"]),
+    ]
+    metadata = {"classes": "[0, 1]"} | metadata
+    return build_graph(nodes, [declare("p", None, 2)], [declare("x", None, 2)], **metadata)
+
+
 def build_imputing(**metadata: str) -> bytes:
     """Build a model of three classes that takes NaN for 0.25 and answers the features otherwise."""
     nodes = [
         helper.make_node("IsNaN", ["x"], ["missing"]),
         helper.make_node("Constant", [], ["filler"], value_float=0.25),
-        helper.make_node("Where", ["missing", "filler", "x"], ["p"]),
+        helper.make_node("Where", ["missing", "filler", "x"], ["filled"]),
+        *make_proper(3, "filled"),
     ]
     return build_graph(nodes, [declare("p", None, 3)], [declare("x", None, 3)], classes="[0, 1, 2]", **metadata)
 
@@ -160,7 +220,8 @@ def build_dividing() -> bytes:
     nodes = [
         helper.make_node("Constant", [], ["axes"], value_ints=[1]),
         helper.make_node("ReduceSum", ["x", "axes"], ["sum"], keepdims=1),
-        helper.make_node("Div", ["x", "sum"], ["p"]),
+        helper.make_node("Div", ["x", "sum"], ["parts"]),
+        *make_proper(2, "parts"),
     ]
     return build_graph(nodes, [declare("p", None, 2)], [declare("x", None, 2)], classes="[0, 1]")
 
@@ -194,7 +255,8 @@ def build_fragile() -> bytes:
         helper.make_node("Constant", [], ["table"], value=table),
         helper.make_node("Cast", ["x"], ["indices"], to=TensorProto.INT64),
         helper.make_node("Gather", ["table", "indices"], ["zeros"]),
-        helper.make_node("Add", ["x", "zeros"], ["p"]),
+        helper.make_node("Add", ["x", "zeros"], ["same"]),
+        *make_proper(2, "same"),
     ]
     return build_graph(nodes, [declare("p", None, 2)], [declare("x", None, 2)], classes="[0, 1]")
 
@@ -213,7 +275,8 @@ def build_slow(layers: int = 60, size: int = 512) -> bytes:
         helper.make_node("ReduceSum", [f"h{layers}", "axes"], ["sum"], keepdims=1),
         helper.make_node("Constant", [], ["zero"], value_float=0.0),
         helper.make_node("Mul", ["sum", "zero"], ["zeros"]),
-        helper.make_node("Add", ["x", "zeros"], ["p"]),
+        helper.make_node("Add", ["x", "zeros"], ["same"]),
+        *make_proper(2, "same"),
     ]
     return build_graph(nodes, [declare("p", None, 2)], [declare("x", None, 2)], classes="[0, 1]")
 

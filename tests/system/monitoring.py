@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import threading
@@ -112,6 +113,7 @@ async def run_monitoring(directory: Path, app: str, receiver: Receiver) -> Async
     shutil.copy(ROOT / "prometheus.yml", directory)
     addresses = {"app:8000": app, "alertmanager:9093": alertmanager, "localhost:9090": prometheus}
     edit(directory / "prometheus.yml", addresses | {"_interval: 15s": "_interval: 1s"})
+    links = {"RUNBOOK_URL": f"http://{app}/runbook", "DASHBOARD_URL": "http://grafana.example"}
     for rules in directory.glob("prometheus/*.rules.yml"):
         edit(rules, {f"for: {minutes}m": "for: 1s" for minutes in (2, 5, 30)})
     listener = {"localhost:5001": f"127.0.0.1:{receiver.port}", "group_wait: 10s": "group_wait: 0s"}
@@ -125,11 +127,12 @@ async def run_monitoring(directory: Path, app: str, receiver: Receiver) -> Async
         prometheus: (
             *("prometheus", f"--config.file={directory}/prometheus.yml"),
             *(f"--storage.tsdb.path={directory}/tsdb", f"--web.listen-address={prometheus}"),
+            "--enable-feature=expand-external-labels",
         ),
     }
     async with (
         run_process(alertmanager, commands[alertmanager], directory / "alertmanager.log") as of_alertmanager,
-        run_process(prometheus, commands[prometheus], directory / "prometheus.log") as of_prometheus,
+        run_process(prometheus, commands[prometheus], directory / "prometheus.log", links) as of_prometheus,
     ):
         yield Monitoring(of_prometheus, of_alertmanager)
 
@@ -144,10 +147,14 @@ def edit(path: Path, replacements: Mapping[str, str]) -> None:
 
 
 @asynccontextmanager
-async def run_process(address: str, command: tuple[str, ...], log: Path) -> AsyncIterator[httpx2.AsyncClient]:
+async def run_process(
+    address: str, command: tuple[str, ...], log: Path, environment: Mapping[str, str] | None = None
+) -> AsyncIterator[httpx2.AsyncClient]:
     """Run a server until exit, and wait until it is ready."""
     with log.open("wb") as output:
-        process = await asyncio.create_subprocess_exec(*command, stdout=output, stderr=output)
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=output, stderr=output, env=os.environ | (environment or {})
+        )
     try:
         async with httpx2.AsyncClient(base_url=f"http://{address}", timeout=10) as client:
             await wait_until(lambda: is_ready(client), what=log.read_text)

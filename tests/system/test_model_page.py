@@ -219,7 +219,7 @@ async def test_another_versions_numbers_are_not_shown_for_those_that_are_not_the
         assert (await client.post("/models/car-loan/unload", json={"version": "1"})).status_code == 200
 
     await expect(page.locator("#summary-title")).to_have_text("F1", timeout=SECONDS)
-    await expect(page.locator("#version option")).to_have_text(["2 (default)", "2", "1"])
+    await expect(page.locator("#version option")).to_have_text(["2 (default)", "1", "2"])
     await expect(page.locator("#version")).to_have_value("1")
     await expect(page.locator("#numbers dt")).to_have_count(0)
     await expect(page.locator("canvas").first).to_be_hidden()
@@ -327,3 +327,81 @@ async def test_page_fits_and_breaks_no_rule_of_accessibility(
 
     assert [(broken["id"], [node["html"] for node in broken["nodes"]]) for broken in found["violations"]] == []
     assert len(found["passes"]) > 10
+
+
+OK = {"state": "ok", "f1": 0.445, "f1_lower": 0.391, "f1_upper": 0.501, "baseline_f1": 0.466, "objective": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "badge", "colour", "words"),
+    [
+        ({}, "near the baseline", "warn", "chance may explain"),
+        ({"f1_upper": 0.465}, "poor", "bad", "not by chance"),
+        ({"objective": 0.6}, "objective missed", "bad", "not by chance"),
+        ({"objective": 0.45}, "near the baseline", "warn", "chance may explain"),
+        ({"objective": 0.3}, "near the baseline", "warn", "chance may explain"),
+        ({"baseline_f1": 0.2}, "ok", "", "No objective"),
+        ({"baseline_f1": 0.2, "objective": 0.3}, "objective met", "good", "is met"),
+        ({"baseline_f1": 0.2, "objective": 0.45}, "near the objective", "warn", "chance may explain"),
+        ({"state": "too_few_labels", "f1_upper": 0.1}, "too few labels", "warn", "Trust the bounds"),
+    ],
+)
+async def test_verdict_is_red_only_when_chance_does_not_explain_it(
+    live: Server, visit: Visit, changes: dict[str, Any], badge: str, colour: str, words: str
+) -> None:
+    await live.start()
+    await visit.page.goto(live.url)
+
+    judged = await judge(visit.page, **changes)
+
+    assert (judged[0], judged[2]) == (badge, colour)
+    assert words in judged[1]
+    assert "threshold" not in judged[1]
+
+
+async def test_a_better_threshold_is_offered_where_it_is_certain(live: Server, visit: Visit) -> None:
+    await live.start()
+    await visit.page.goto(live.url)
+    better = {"best_threshold": 0.38, "best_threshold_f1": 0.512, "regret_is_certain": True}
+
+    _, certain, _ = await judge(visit.page, **better)
+    _, uncertain, _ = await judge(visit.page, **better | {"regret_is_certain": False})
+
+    assert "With a threshold of 0.38 F1 would be 0.512, and not by chance." in certain
+    assert "threshold" not in uncertain
+
+
+async def judge(page: Page, **changes: object) -> list[str]:
+    """Ask the page's own script for its verdict."""
+    script = "async (result) => (await import('./page/text.js')).judge(result)"
+    judged: list[str] = await page.evaluate(script, {**OK, **changes})
+    return judged
+
+
+async def test_versions_are_sorted_as_numbers_and_the_pinned_one_is_marked(
+    live: Server, visit: Visit, tmp_path: Path
+) -> None:
+    for version in ("10", "9", "8"):
+        write_model(tmp_path / "models", build_echo(2), "car-loan", version)
+    live.environment["MODEL_DIR"] = str(tmp_path / "models")
+    await live.start()
+    page = visit.page
+    await page.goto(live.url)
+    await expect(page.locator("#version option")).to_have_text(["10 (default)", "8", "9", "10"], timeout=SECONDS)
+
+    async with httpx2.AsyncClient(base_url=live.url) as client:
+        assert (await client.post("/models/car-loan/pin", json={"version": "9"})).status_code == 200
+
+    pinned = ["9 (default, pinned)", "8", "9 (pinned)", "10"]
+    await expect(page.locator("#version option")).to_have_text(pinned, timeout=SECONDS)
+
+
+async def test_runbook_is_readable_for_everybody(live: Server, visit: Visit) -> None:
+    await live.start()
+
+    await visit.page.goto(f"{live.url}/runbook/alerts.md#modelf1underobjective")
+
+    await expect(visit.page.locator("#modelf1underobjective")).to_be_in_viewport()
+    assert (await Axe().run(visit.page)).response["violations"] == []
+    assert visit.complaints == []
+    await visit.take_picture("runbook")

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import httpx2
 import pytest
@@ -147,9 +148,18 @@ async def test_bad_model_pages_with_what_to_do(stack: Stack) -> None:
 
     assert notice is not None
     (alert, *_) = notice.alerts
+    window = alert["labels"]["window"]
     assert alert["labels"]["severity"] == "page"
     assert alert["labels"]["model"] == "car-loan"
-    assert alert["annotations"]["runbook_url"] == "docs/alerts.md#modelf1underobjective"
+    assert not {"runbook_base", "dashboard_base"} & alert["labels"].keys()
+    runbook, _, section = alert["annotations"]["runbook_url"].partition("#")
+    async with httpx2.AsyncClient() as client:
+        page = await client.get(runbook)
+    assert runbook.startswith(stack.server.url)
+    assert f'<h3 id="{section}">ModelF1UnderObjective</h3>' in page.text
+    dashboard = urlsplit(alert["annotations"]["dashboard_url"])
+    assert (dashboard.netloc, dashboard.path) == ("grafana.example", "/d/ml-predictions")
+    assert parse_qs(dashboard.query) == {"var-model": ["car-loan"], "var-version": ["1"], "var-window": [window]}
 
 
 async def test_page_holds_back_the_ticket_about_the_same(stack: Stack) -> None:
