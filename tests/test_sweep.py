@@ -139,7 +139,7 @@ def test_classifier_is_exact_or_refused(name: str, labels: str) -> None:
     classes = tuple(LABELS[labels])
     if name in TWO_CLASSES_ONLY and len(classes) > 2:
         pytest.skip("two classes only")
-    if name in NOT_CONVERTED or (name, labels) == ("AdaBoostClassifier", "booleans"):
+    if name in NOT_CONVERTED:
         with pytest.raises(Exception, match=r"."):
             Model("swept", "1", export(name, train(name, classes)))
         return
