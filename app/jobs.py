@@ -22,7 +22,8 @@ from app.errors import StartupError, UnavailableError
 from app.measures.measure import QualityState
 from app.prediction_log.failures import explain_job_failure
 from app.prediction_log.partitions import drop_old_partitions, make_partitions_ahead
-from app.quality.labels import sweep_pending
+from app.quality.label_status_queries import read_label_status
+from app.quality.label_sweep import sweep_pending
 from app.quality.queries import fetch_results, read_check
 from app.quality.refresh import KnownVersion, QualitySettings, refresh_results
 from app.scheduling import ScheduledJob, Work
@@ -114,13 +115,16 @@ class Jobs:
             )
 
     async def sweep_labels(self) -> None:
-        """Apply labels that came before their prediction was stored, and drop those that have waited too long."""
+        """Apply labels that came before their prediction was stored, drop those that are too old, count the others."""
         error = await attempt("pending labels could not be applied", self._sweep, metrics.LABEL_SWEEP_FAILURES)
         self._note_job("label_job_failed", "labels that came before their prediction are not applied", error)
 
     async def _sweep(self) -> None:
         async with self._pool.acquire(timeout=5) as connection:
             await sweep_pending(connection)
+            labels = await read_label_status(connection)
+        self._scoreboard.labels = labels
+        metrics.PENDING_LABELS.value, metrics.REJECTED_LABELS.value = labels.pending, labels.rejected
 
     async def refresh_quality(self) -> None:
         """Compute the results unless another replica does; export the stored results, or the last ones read."""

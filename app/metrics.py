@@ -256,6 +256,12 @@ SPOOL_DAMAGED = Counter(
 )
 
 LABELS = Counter("model_labels_total", "Received labels by outcome", ["outcome"])
+PENDING_LABELS = OptionalGauge(
+    "model_pending_labels", "Labels that wait for their prediction, as PostgreSQL counts them for all replicas"
+)
+REJECTED_LABELS = OptionalGauge(
+    "model_rejected_labels", "Labels of the last 24 hours that no class of their model fits, on all replicas"
+)
 LABEL_DELAY = BatchHistogram(
     "model_label_delay_seconds",
     "From a prediction to the arrival of its first label",

@@ -13,6 +13,7 @@ from app.database.clock import DatabaseClock
 from app.database.migrate import SchemaState
 from app.errors import Reason, keep_since
 from app.prediction_log.log import PredictionLog
+from app.quality.label_status_queries import LabelStatus
 from app.quality.queries import QualityResult
 from app.quality.refresh import QualitySettings
 from app.serving.reloading import Reloader
@@ -68,6 +69,7 @@ class Scoreboard:
 
     stale_after: timedelta
     results: Sequence[QualityResult] = ()
+    labels: LabelStatus | None = None
     clock: DatabaseClock = field(default_factory=DatabaseClock)
     """By which results are dated, and so by which they are stale."""
     _read_at: float = field(default_factory=time.monotonic)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import get_args
 from uuid import UUID
 
 import asyncpg
@@ -24,6 +25,7 @@ from predict import ROOT, database, read_cpu_seconds, serve
 
 from app.prediction_log.queries import insert_rows, make_partitions
 from app.prediction_log.record import Record, encode_records, make_prediction_ids, read_clock_ms, time_from_ms
+from app.quality.labels import Outcome
 
 PORT = 9110
 TABLES = ("prediction_label", "prediction_label_history")
@@ -75,8 +77,9 @@ async def send(bodies: Sequence[bytes], clients: int) -> dict[str, int]:
             answer = await client.post(
                 "/labels", content=waiting.pop(), headers={"Content-Type": "application/x-ndjson"}
             )
-            for outcome, count in answer.raise_for_status().json().items():
-                sums[outcome] = sums.get(outcome, 0) + count
+            counts = answer.raise_for_status().json()
+            for outcome in ("received", *get_args(Outcome)):
+                sums[outcome] = sums.get(outcome, 0) + counts[outcome]
 
     async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{PORT}", timeout=120) as client:
         await asyncio.gather(*(work(client) for _ in range(clients)))

@@ -21,7 +21,7 @@ from app.database.migrate import upgrade_schema
 from app.measures.buckets import window_start
 from app.prediction_log.queries import make_partitions
 from app.quality import queries
-from app.quality.labels import sweep_pending
+from app.quality.label_sweep import sweep_pending
 from app.quality.ledger import fold_ledger, rebuild_day, sum_windows
 from app.quality.ledger_queries import count_period, list_stored_days
 from app.quality.refresh import KnownVersion, QualitySettings, score_windows

@@ -104,10 +104,27 @@ async def test_labels_that_wait_are_removed_and_the_one_that_counts_stays(
 
     assert status == 0
     assert "1 predictions, 1 waiting labels, 1 labels of the history" in output
-    assert await count_rows(connection, "pending_label") == 2
+    assert (await count_rows(connection, "pending_label"), await count_rows(connection, "key_label")) == (1, 1)
     assert await count_rows(connection, "prediction_label_history") == 0
     assert await connection.fetchval("SELECT label FROM prediction_label") == "1"
     await assert_exact(connection)
+
+
+@pytest.mark.parametrize("by", ["external id", "prediction id"])
+async def test_labels_under_the_key_of_an_erased_prediction_are_removed(
+    database_url: str, connection: asyncpg.Connection, by: str
+) -> None:
+    await register_demo(connection)
+    erased, other = make_secret(), make_record(external_id="other")
+    await store(connection, erased, other, make_record(external_id="other"))
+    now = datetime.now(UTC)
+    await take_labels(connection, [make_label(key, "1", now) for key in ("secret-key", "other")])
+
+    await run_erase(database_url, "secret-key" if by == "external id" else erased.prediction_id)
+    await run_erase(database_url, other.prediction_id)
+
+    assert await find_in_tables(connection, SECRETS) == []
+    assert [row["external_id"] for row in await connection.fetch("SELECT external_id FROM key_label")] == ["other"]
 
 
 async def test_rows_that_only_a_spool_has_are_found_by_their_external_id(
@@ -136,6 +153,7 @@ async def test_rows_that_only_a_spool_has_are_found_by_their_external_id(
     assert left == []
     assert [await fetch_row(connection, record.prediction_id) for record in erased] == [BLANK] * 3
     assert (await fetch_row(connection, other.prediction_id))["external_id"] == "other"
+    assert await count_rows(connection, "erasure") == 3
     assert await count_rows(connection, "erasure_search") == 0
     await assert_exact(connection)
 

@@ -75,7 +75,6 @@ async def test_copies_that_are_put_back_are_erased_at_the_next_start(
         await journal._rotate()
         (directory / "dead").mkdir()
         shutil.copy(directory / f"seg-{0:020d}.log", directory / "dead" / "copy")
-        (directory / "rewrite.tmp").write_bytes(b"what a crash has left: secret-feature")
     shutil.copytree(directory, tmp_path / "copy")
     async with write_spool(directory) as (spool, _), ship(spool, pool):
         await wait_until(lambda: has_shipped(spool))
@@ -93,6 +92,20 @@ async def test_copies_that_are_put_back_are_erased_at_the_next_start(
 
     assert erased == []
     assert await find_values(connection, directory) == []
+
+
+async def test_what_a_crash_has_left_of_a_rewriting_is_removed_at_the_next_start(
+    directory: Path, pool: asyncpg.Pool
+) -> None:
+    async with write_spool(directory) as (spool, _):
+        draft = directory / "rewrite.tmp"
+        draft.write_bytes(b"rows of somebody")
+
+        async def is_gone() -> bool:
+            return not draft.exists()
+
+        async with ship(spool, pool):
+            await wait_until(is_gone)
 
 
 class NoRenameDisk(Disk):

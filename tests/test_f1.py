@@ -9,12 +9,12 @@ from sklearn.metrics import f1_score
 
 from app.measures.f1 import Confusion, choose_average, compute_f1, confusion_matrix
 from app.settings import F1Average
+from tests.support.cells import AVERAGES
 
 Cells = dict[tuple[str, str], int]
 """Rows by (label, predicted class)."""
 
 CLASS_NAMES = [("0", "1"), ("-1", "1"), ("no", "yes"), ("10", "9", "0"), ("a", "B", "ä", "1", "01")]
-AVERAGES: tuple[F1Average, ...] = ("binary", "macro", "micro", "weighted")
 
 COUNTS = st.integers(0, 50) | st.integers(0, 10**12)
 

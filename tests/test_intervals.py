@@ -13,8 +13,8 @@ from scipy.stats import binomtest
 from app.measures.f1 import Array, average_f1, count_classes
 from app.measures.intervals import Z, bound_f1, sum_variance, weighted_variance, wilson
 from app.settings import F1Average
+from tests.support.cells import AVERAGES
 
-AVERAGES: tuple[F1Average, ...] = ("binary", "macro", "micro", "weighted")
 DRAWS = 4000
 """Coverage is then known to 0.35 points (one standard error)."""
 

@@ -211,11 +211,11 @@ async def test_labels_does_not_repeat_the_value_when_refused(refusing: Refusing,
 async def test_labels_stores_text_verbatim_when_it_is_sql(
     client: httpx2.AsyncClient, connection: asyncpg.Connection
 ) -> None:
-    sql = "'; DROP TABLE pending_label; --"
+    sql = "'; DROP TABLE key_label; --"
 
     counts = await label(client, external_id=sql, label=sql)
 
     assert counts["pending"] == 1
-    row = await connection.fetchrow("SELECT external_id, label FROM pending_label")
+    row = await connection.fetchrow("SELECT external_id, label FROM key_label")
     assert row is not None
     assert tuple(row) == (sql, sql)

@@ -82,7 +82,7 @@ def test_places_are_lines_of_the_file_when_cells_and_blank_lines_shift_them(tmp_
 
     batch = read(tmp_path / "labels.csv")
 
-    assert batch.places == ["line 2", "line 4"]
+    assert [row.place for row in batch.rows] == ["line 2", "line 4"]
     assert [(row.place, fault) for row, fault in batch.malformed] == [
         ("line 6", "2 cells, but the first line has 5"),
     ]

@@ -13,9 +13,11 @@ import pytest
 from rich.console import Console
 
 from app.commands.parser import parse_arguments
+from app.exchange.aside import AsideError
 from app.exchange.checkpoint import Checkpoint, CheckpointError
 from app.exchange.label_files import Columns
 from app.exchange.label_import import LabelImport, LabelImportError, run_import
+from app.exchange.text_files import TextForm
 from app.prediction_log.record import Record
 from tests.conftest import execute
 from tests.support.processes import ROOT, Server, run_app, start_app, wait_until
@@ -54,6 +56,8 @@ def plan_import(server: Server, path: Path, *, restart: bool = False, malformed:
         state=path.with_name("state"),
         restart=restart,
         malformed=malformed,
+        rejected=path.with_name("rejected"),
+        form=TextForm(),
     )
 
 
@@ -106,7 +110,15 @@ async def test_import_reports_counts_that_add_up(
         "rejected": 1,
         "without a label, not sent": 1,
     }
-    assert "rejected: the prediction's model does not know the class" in output
+    assert "1 rejected, not a class of car-loan version 1 (allowed: 0, 1)" in output
+    aside = [msgspec.json.decode(line) for line in (tmp_path / "labels.csv.rejected").read_bytes().splitlines()]
+    assert aside == [
+        {
+            "place": "line 9",
+            "fault": "not a class of car-loan version 1 (allowed: 0, 1)",
+            "row": {"key": "order-6", "repaid": "2"},
+        }
+    ]
     by_order = {each.external_id: str(each.prediction_id) for each in records}
     expected = {by_order[f"order-{n}"]: str(n % 2) for n in range(1, 6)} | {by_order["order-0"]: "1"}
     assert await read_labels(connection) == expected
@@ -153,12 +165,44 @@ async def test_malformed_rows_are_put_aside_when_asked(
     ]
 
 
+async def test_rejected_rows_are_written_to_a_file_once_when_the_import_begins_again(
+    server: Server,
+    records: Sequence[Record],
+    tmp_path: Path,
+    console: Console,
+    output: io.StringIO,
+) -> None:
+    rows = [(each.prediction_id, "maybe" if at % 2 else "TRUE") for at, each in enumerate(records)]
+    path = write_labels(tmp_path / "labels.csv", rows)
+    (tmp_path / "rejected").write_text("of another import\n")
+
+    statuses = [await run_import(plan_import(server, path, restart=restart), console) for restart in (False, True)]
+
+    assert statuses == [1, 1]
+    aside = [msgspec.json.decode(line) for line in (tmp_path / "rejected").read_bytes().splitlines()]
+    assert [(each["place"], each["row"]["label"]) for each in aside] == [
+        (f"line {line}", "maybe") for line in (3, 5, 7, 9, 11)
+    ]
+    assert output.getvalue().count("5 rejected, not a class of car-loan version 1 (allowed: 0, 1)") == 2
+
+
+async def test_file_of_rejected_rows_is_removed_when_there_are_none(
+    server: Server, records: Sequence[Record], tmp_path: Path, console: Console
+) -> None:
+    path = write_labels(tmp_path / "labels.csv", [(records[0].prediction_id, 1)])
+    (tmp_path / "rejected").write_text("of another import\n")
+
+    await run_import(plan_import(server, path), console)
+
+    assert not (tmp_path / "rejected").exists()
+
+
 async def test_import_says_so_when_malformed_rows_cannot_be_put_aside(
     server: Server, records: Sequence[Record], tmp_path: Path, connection: asyncpg.Connection, console: Console
 ) -> None:
     path = write_labels(tmp_path / "labels.csv", [(records[0].prediction_id, 1)])
 
-    with pytest.raises(LabelImportError, match="nowhere/malformed cannot be written"):
+    with pytest.raises(AsideError, match="nowhere/malformed cannot be written"):
         await run_import(plan_import(server, path, malformed=tmp_path / "nowhere" / "malformed"), console)
 
     assert await read_labels(connection) == {}
@@ -276,6 +320,40 @@ async def test_import_of_a_file_that_is_not_there_says_so(tmp_path: Path) -> Non
 
     assert status == 1
     assert "nothing.csv cannot be read" in output
+
+
+async def test_dry_run_checks_every_row_and_sends_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("external_id;label\n" + "order-1;1\n" * 3 + "1.0E+05;1\norder-2;\n")
+
+    status, output = await run_app("labels", "import", str(path), "--dry-run", "--url", "http://127.0.0.1:9")
+
+    assert status == 1
+    assert read_table(output) == {"read": 5, "would be sent": 3, "malformed, not sent": 2}
+    assert "labels.csv line 5: external_id: a number that a spreadsheet has shortened" in output
+    assert "1 malformed, label: empty; set --empty-label if empty labels are allowed" in output
+    assert [each.name for each in tmp_path.iterdir()] == ["labels.csv"]
+
+
+async def test_import_reads_a_file_as_it_is_told(
+    server: Server, records: Sequence[Record], tmp_path: Path, connection: asyncpg.Connection
+) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_bytes("größe^label\norder-1^1\n".encode("cp1252"))
+    said = ("--delimiter", "^", "--encoding", "cp1252", "--external-id-column", "größe", "--url", server.url)
+
+    status, output = await run_app("labels", "import", str(path), *said)
+
+    assert status == 0, output
+    assert list((await read_labels(connection)).values()) == ["1"]
+
+
+@pytest.mark.parametrize(
+    "option", [("--delimiter", "ab"), ("--delimiter", '"'), ("--encoding", "base64"), ("--encoding", "klingon")]
+)
+def test_option_is_refused_when_no_file_is_written_so(option: tuple[str, str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["labels", "import", "labels.csv", *option])
 
 
 def test_every_option_that_the_docs_name_exists(capsys: pytest.CaptureFixture[str]) -> None:

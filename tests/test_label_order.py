@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from app.quality.label_queries import fetch_history
-from app.quality.labels import SLICE_LABELS, Label, Outcome, take_labels
+from app.quality.label_targets import SLICE_LABELS, Label
+from app.quality.labels import Outcome, take_labels
 from tests.support.records import count_rows, make_label, make_record, register_demo, store
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
@@ -70,7 +71,7 @@ async def test_newest_label_stands_in_any_order_of_arrival(
         for number, batch in enumerate(batches, 1)
     ]
 
-    counts = [await take_labels(connection, batch) for batch in labels]
+    counts = [(await take_labels(connection, batch)).counts for batch in labels]
 
     posted = [label for batch in labels for label in batch]
     ids = {record.prediction_id for record in records}
@@ -114,6 +115,7 @@ async def test_newest_label_stands_when_eight_clients_correct_the_same_predictio
 
     counts = [answer.json() for answered in answers for answer in answered]
     assert {answer.status_code for answered in answers for answer in answered} == {200}
+    assert all(count.pop("predictions") > 0 == len(count.pop("rejections")) for count in counts)
     assert all(sum(count.values()) == 2 * count["received"] == 60 for count in counts)
     assert await read_labels(connection) == find_winners(sorted((b for bs in batches for b in bs), key=by_time))
     assert await count_rows(connection, "prediction_label_history") == len(batches) * 30
@@ -143,7 +145,7 @@ async def test_no_writer_is_a_victim_of_a_deadlock_when_eight_send_the_same_pred
 
         async def take(body: Sequence[Label]) -> Counter[Outcome]:
             async with pool.acquire() as borrowed:
-                return await take_labels(borrowed, body)
+                return (await take_labels(borrowed, body)).counts
 
         counts = await asyncio.gather(*(take(body) for body in bodies))
 

@@ -14,7 +14,8 @@ import pytest
 from app.database.pool import open_pool
 from app.database.queries import Connection
 from app.prediction_log.record import Record
-from app.quality.labels import sweep_pending, take_labels
+from app.quality.label_sweep import sweep_pending
+from app.quality.labels import take_labels
 from app.quality.refresh import QualitySettings, refresh_results
 from app.settings import QualityWindow
 from tests.support.ledger import assert_exact

@@ -46,7 +46,7 @@ async def shared(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Asy
     """The application with a model of many classes, for all tests of this module."""
     models = tmp_path_factory.mktemp("models")
     write_model(models, build_wide(CLASSES), "wide")
-    settings = {"MODEL_DIR": str(models), "DURABILITY": "database"}
+    settings = {"MODEL_DIR": str(models), "DURABILITY": "fsync"}
     async with open_refusing(postgres, tmp_path_factory.mktemp("data"), **settings) as opened:
         yield opened
 

@@ -25,9 +25,7 @@ from sklearn.metrics import (
 from app.measures.cells import BINS
 from app.measures.measure import Measures, QualityState, measure
 from app.settings import F1Average
-from tests.support.cells import count_cells
-
-AVERAGES: tuple[F1Average, ...] = ("binary", "macro", "micro", "weighted")
+from tests.support.cells import AVERAGES, count_cells
 
 unhurried = settings(deadline=None)
 """scikit-learn takes its time on a busy machine."""

@@ -3,11 +3,12 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx2
 import pytest
 
+from app.serving.features import KIND_EXAMPLES, FeatureKind
 from tests.conftest import OpenClient
 from tests.support.family_models import make_mixture
 from tests.support.onnx_models import write_model
@@ -153,3 +154,27 @@ async def test_messages_of_the_open_inference_protocol_say_the_same(client: http
 
     assert answer.status_code == 405
     assert "allowed are POST;" in read_error(answer)
+
+
+async def test_an_unknown_feature_is_told_those_that_there_are(client: httpx2.AsyncClient) -> None:
+    row = {"car_price": 1, "debt_to_income_ratio": 1, "loan_length": 1, "driver_tenure": 1, "size_of_downpayment": 1}
+    answer = await client.post("/predict", json={"features": row})
+
+    assert await refuse(answer, 422) == "/features: feature 'car_value' is missing (and 1 more)"
+    names = [one["name"] for one in (await client.get("/models/car-loan/versions/1")).json()["inputs"]]
+    assert answer.json()["errors"][1]["detail"] == f"no such feature; the features are {', '.join(names)}"
+
+
+async def test_a_missing_feature_is_told_when_null_would_do(open_client: OpenClient, tmp_path: Path) -> None:
+    write_model(tmp_path, make_mixture(missing_values="allowed").content, "model", "1")
+
+    async with open_client(MODEL_DIR=str(tmp_path)) as client:
+        answer = await client.post("/predict", json={"features": {"member": True}})
+
+    details = [fault["detail"] for fault in answer.json()["errors"]]
+    assert [detail.partition(" is missing")[2] for detail in details] == ["; null is allowed"] * 2 + [""]
+
+
+@pytest.mark.parametrize("kind", get_args(FeatureKind))
+def test_every_kind_of_feature_has_an_example(kind: FeatureKind) -> None:
+    assert kind in KIND_EXAMPLES

@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY
 from app.serving.probabilities import are_probabilities, find_improper_rows
 from tests.conftest import OpenClient
 from tests.support.answers import count_written, read_problem
-from tests.support.onnx_models import HUGE, build_breaking, build_contrary, write_model
+from tests.support.onnx_models import HUGE, build_breaking, build_contrary, build_misnaming, write_model
 
 PROPER, IMPROPER = [0.5, 0.25], [2 * HUGE, 0.0]
 
@@ -58,6 +58,18 @@ async def test_others_are_answered_when_one_rows_output_is_no_probabilities(
 
     assert (refused.status_code, answered.status_code, by_protocol.status_code) == (503, 200, 503)
     assert "which are not probabilities" in by_protocol.json()["error"]
+
+
+async def test_answer_is_503_when_the_label_names_no_class(open_client: OpenClient, tmp_path: Path) -> None:
+    write_model(tmp_path / "models", build_misnaming())
+
+    async with open_client(MODEL_DIR=str(tmp_path / "models")) as client:
+        refused = await client.post("/predict", json={"features": IMPROPER})
+        answered = await client.post("/predict", json={"features": PROPER})
+        codes, (model,) = await list_codes(client), (await client.get("/models")).json()["models"]
+
+    assert (refused.status_code, answered.status_code, answered.json()["prediction"]) == (503, 200, 0)
+    assert (model["decision"], codes) == ("label", ["model_output_unknown_class"])
 
 
 async def test_models_says_what_was_found_at_load(open_client: OpenClient, tmp_path: Path) -> None:

@@ -201,7 +201,10 @@ async def test_model_is_described_when_loaded(client: httpx2.AsyncClient) -> Non
         "classes": [0, 1],
         "positive_class": 1,
         "decision": "threshold",
+        "label_doubt": None,
         "decision_threshold": 0.5,
+        "batching": "on",
+        "batching_doubt": None,
     }
 
 

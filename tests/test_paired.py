@@ -8,8 +8,7 @@ from sklearn.metrics import f1_score
 from app.measures.measure import measure
 from app.measures.paired import compare_f1
 from app.settings import F1Average
-from tests.support.cells import count_cells
-from tests.test_measures import AVERAGES
+from tests.support.cells import AVERAGES, count_cells
 
 JOINT = np.array([[[300, 20], [35, 45]], [[40, 50], [25, 485]]])
 """Labelled rows by label, class served, class of the candidate."""

@@ -9,7 +9,8 @@ import pytest
 from prometheus_client import REGISTRY
 
 from app.quality.label_queries import fetch_history
-from app.quality.labels import Outcome, sweep_pending, take_labels
+from app.quality.label_sweep import sweep_pending
+from app.quality.labels import Outcome, take_labels
 from tests.support.processes import wait_until
 from tests.support.records import count_rows, make_label, make_record, register_demo, store
 
@@ -121,7 +122,7 @@ async def test_pending_label_expires_after_thirty_days(
     connection: asyncpg.Connection, age: timedelta, outcomes: dict[Outcome, int]
 ) -> None:
     arrived = datetime.now(UTC)
-    await take_labels(connection, [make_label("never", "1", arrived)])
+    await take_labels(connection, [make_label(make_record().prediction_id, "1", arrived)])
 
     swept = await sweep(connection, age)
 
@@ -152,7 +153,7 @@ async def test_pending_label_is_tried_more_rarely_with_age(
     connection: asyncpg.Connection, age: timedelta, pause: timedelta
 ) -> None:
     now = datetime.now(UTC)
-    await take_labels(connection, [make_label("never", "1", now - age)])
+    await take_labels(connection, [make_label(make_record().prediction_id, "1", now - age)])
 
     await sweep(connection)
 
@@ -164,12 +165,41 @@ async def test_pending_label_is_left_alone_until_it_is_due(connection: asyncpg.C
     record = make_record()
     await take_labels(connection, [make_label(record.prediction_id, "1", datetime.now(UTC))])
     await connection.execute("UPDATE pending_label SET next_try_at = now() + interval '1 minute'")
+    await connection.execute("ALTER TABLE prediction_log DISABLE TRIGGER call_labels")
     await store(connection, record)
 
     outcomes = await sweep_pending(connection)
 
     assert not outcomes
     assert await count_rows(connection, "pending_label") == 1
+
+
+async def test_pending_label_is_applied_at_once_when_its_row_is_stored_before_its_next_try(
+    connection: asyncpg.Connection,
+) -> None:
+    record = make_record()
+    await take_labels(connection, [make_label(record.prediction_id, "1", datetime.now(UTC))])
+    await connection.execute("UPDATE pending_label SET next_try_at = now() + interval '1 hour'")
+    await store(connection, record)
+
+    outcomes = await sweep_pending(connection)
+
+    assert outcomes == {"new": 1}
+    assert await count_rows(connection, "labelled_arrival") == 0
+
+
+async def test_label_is_not_delayed_by_labels_of_unknown_predictions(connection: asyncpg.Connection) -> None:
+    await connection.execute(
+        "INSERT INTO pending_label (prediction_id, label, observed_at, received_at, next_try_at) "
+        "SELECT gen_random_uuid(), '1', now(), now(), now() - interval '1 hour' FROM generate_series(1, 20000)"
+    )
+    record = make_record()
+    await take_labels(connection, [make_label(record.prediction_id, "1", datetime.now(UTC))])
+    await store(connection, record)
+
+    outcomes = await sweep_pending(connection)
+
+    assert outcomes == {"new": 1}
 
 
 async def test_labels_of_the_job_are_counted_only_if_they_are_committed(connection: asyncpg.Connection) -> None:
@@ -199,7 +229,7 @@ async def test_label_waits_while_its_version_is_not_registered(connection: async
     await store(connection, record)
     await connection.execute("DELETE FROM model_version")
 
-    taken = await take_labels(connection, [make_label(record.prediction_id, "1", datetime.now(UTC))])
+    taken = (await take_labels(connection, [make_label(record.prediction_id, "1", datetime.now(UTC))])).counts
     swept = await sweep(connection)
     await register_demo(connection)
     applied = await sweep(connection)

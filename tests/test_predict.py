@@ -222,7 +222,7 @@ async def test_predict_serves_the_default_model_when_there_are_several(open_clie
 
 @pytest.mark.parametrize(
     ("features", "prediction", "score"),
-    [([0.75, 0.5], "no", 0.25), ([0.25, 0.5], "yes", 0.25)],
+    [([0.75, 0.25], "no", 0.1), ([0.25, 0.75], "yes", 0.9)],
     ids=["negative", "positive"],
 )
 async def test_predict_scores_the_last_class_when_two_are_given_as_text(
@@ -233,8 +233,8 @@ async def test_predict_scores_the_last_class_when_two_are_given_as_text(
     async with open_client(MODEL_DIR=str(tmp_path)) as client:
         body = await predict(client, features=features)
 
-    assert (body["prediction"], body["score"]) == (prediction, score)
-    assert body["probabilities"] == {"no": features[0] ** 2, "yes": features[1] ** 2}
+    assert (body["prediction"], body["score"]) == (prediction, pytest.approx(score))
+    assert body["probabilities"] == pytest.approx({"no": 1 - score, "yes": score})
 
 
 async def test_predict_scores_the_predicted_class_when_there_are_three(open_client: OpenClient, tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ async def test_predict_scores_the_predicted_class_when_there_are_three(open_clie
     async with open_client(MODEL_DIR=str(tmp_path)) as client:
         body = await predict(client, features=[0.25, 0.75, 0.5])
 
-    assert (body["prediction"], body["score"]) == (8, 0.5625)
+    assert (body["prediction"], body["score"]) == (8, pytest.approx(0.5625 / 0.875))
 
 
 async def test_predict_stores_null_when_missing_values_are_allowed(
@@ -252,10 +252,10 @@ async def test_predict_stores_null_when_missing_values_are_allowed(
     write_squares(tmp_path, "squares", "1", ["no", "yes"], missing_values="allowed")
 
     async with open_client(MODEL_DIR=str(tmp_path)) as client:
-        body = await predict(client, features=[0.75, None])
+        body = await predict(client, features=[1.5, None])
 
-    assert body["probabilities"] == {"no": 0.5625, "yes": 0.25}
-    assert await connection.fetchval("SELECT features FROM prediction_log") == '{"f0": 0.75, "f1": null}'
+    assert body["probabilities"] == pytest.approx({"no": 0.9, "yes": 0.1})
+    assert await connection.fetchval("SELECT features FROM prediction_log") == '{"f0": 1.5, "f1": null}'
 
 
 async def test_predict_moves_the_contracts_metrics_when_rows_are_answered(client: httpx2.AsyncClient) -> None:

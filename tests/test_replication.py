@@ -13,7 +13,8 @@ import pytest
 from app.database.pool import open_pool
 from app.prediction_log.partitions import drop_old_partitions
 from app.quality.label_queries import fetch_history
-from app.quality.labels import sweep_pending, take_labels
+from app.quality.label_sweep import sweep_pending
+from app.quality.labels import take_labels
 from app.quality.ledger import rebuild_day
 from tests.conftest import execute
 from tests.support.answers import label, predict
@@ -130,9 +131,9 @@ async def test_labels_are_taken_when_a_switchover_left_the_sequences_behind(conn
 
     for text in given[3:]:
         await take_labels(connection, [make_label(record.prediction_id, text, datetime.now(UTC))])
-    pending = await take_labels(connection, [make_label(one.prediction_id, "1", NOW) for one in waiting[3:]])
+    taken = await take_labels(connection, [make_label(one.prediction_id, "1", NOW) for one in waiting[3:]])
 
-    assert pending == {"pending": 3}
+    assert taken.counts == {"pending": 3}
     assert [row["label"] for row in await fetch_history(connection, record.prediction_id)] == given
     ids = [row["pending_id"] for row in await connection.fetch("SELECT pending_id FROM pending_label ORDER BY 1")]
     assert len(ids) == 6

@@ -7,7 +7,8 @@ import pytest
 
 from app.database.pool import open_pool
 from app.prediction_log.partitions import DAYS_AHEAD, drop_old_partitions, make_partitions_ahead
-from app.quality.labels import sweep_pending, take_labels
+from app.quality.label_sweep import sweep_pending
+from app.quality.labels import take_labels
 from tests.support.ledger import assert_exact, fold, read_ledger
 from tests.support.records import (
     PARENTS,
@@ -83,10 +84,10 @@ async def test_label_of_a_dropped_prediction_is_expired(database_url: str, conne
     record, waiting = make_record(days_ago(11)), make_record(days_ago(11))
     await register_demo(connection)
     await store(connection, record)
-    early = await take_labels(connection, [make_label(waiting.prediction_id, "1", days_ago(0))])
+    early = (await take_labels(connection, [make_label(waiting.prediction_id, "1", days_ago(0))])).counts
     await drop(database_url, 10)
 
-    late = await take_labels(connection, [make_label(record.prediction_id, "1", days_ago(0))])
+    late = (await take_labels(connection, [make_label(record.prediction_id, "1", days_ago(0))])).counts
     swept = await sweep_pending(connection)
 
     assert (early, late, swept) == ({"pending": 1}, {"expired": 1}, {"expired": 1})
@@ -103,7 +104,7 @@ async def test_rows_that_come_again_for_a_dropped_day_are_not_counted_twice(
     await drop(database_url, 10)
 
     await store(connection, record)
-    labelled = await take_labels(connection, [make_label(record.prediction_id, "1", days_ago(0))])
+    labelled = (await take_labels(connection, [make_label(record.prediction_id, "1", days_ago(0))])).counts
     again = await drop(database_url, 10)
 
     assert (labelled, again) == ({"new": 1}, 3)

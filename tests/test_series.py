@@ -136,3 +136,13 @@ async def test_labels_classes_and_failures_are_counted_from_zero(server: Server)
     assert [samples.get("prediction_log_failures_total", kind=kind) for kind in kinds] == [0] * len(kinds)
     for outcome in ("success", "fail"):
         assert samples.get("open_inference_request_seconds_count", **version, outcome=outcome) == 0
+
+
+async def test_every_counter_and_histogram_has_a_series_from_the_start(server: Server) -> None:
+    await server.start()
+    async with httpx2.AsyncClient(base_url=server.url) as client:
+        text = (await client.get("/metrics")).text
+
+    counted = [one for one in text_string_to_metric_families(text) if one.type in {"counter", "histogram", "summary"}]
+    assert len(counted) > 20
+    assert [family.name for family in counted if not family.samples] == []

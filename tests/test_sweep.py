@@ -8,8 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from skl2onnx import convert_sklearn
-from skl2onnx.common.data_types import FloatTensorType
+from skl2onnx.common.data_types import FloatTensorType, StringTensorType
+from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import OrdinalEncoder
 from sklearn.tree import DecisionTreeClassifier
 from sklearn.utils import all_estimators
 
@@ -17,7 +21,7 @@ from app.errors import StartupError
 from app.serving.model import Model
 from app.serving.probabilities import Float32
 from tests.support.family_models import MADE, read_made
-from tests.support.onnx_models import FEATURES, add_metadata
+from tests.support.onnx_models import FEATURES, OPSETS, add_metadata
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -183,6 +187,23 @@ def test_raw_scores_of_two_classes_are_a_sigmoids(name: str, zipmap: bool) -> No
     content = convert(estimator, raw_scores=True, zipmap=zipmap)
 
     check_exact(add_metadata(content, output="logits"), estimator)
+
+
+def test_forest_behind_an_ordinal_encoder_is_exact() -> None:
+    generator = np.random.default_rng(0)
+    numbers = make_rows(2000, 1)[:, :1]
+    texts = generator.choice(["ash", "beech", "cherry", "elm"], (2000, 1)).astype(object)
+    rows = np.hstack([numbers.astype(object), texts])
+    labels = (numbers[:, 0] + (texts[:, 0] > "beech") + generator.normal(size=2000) > 1.5).astype(int)
+    columns = ColumnTransformer([("texts", OrdinalEncoder(), [1])], remainder="passthrough")
+    forest = Pipeline([("columns", columns), ("forest", RandomForestClassifier(30, random_state=0))]).fit(rows, labels)
+    types = [("number", FloatTensorType([None, 1])), ("text", StringTensorType([None, 1]))]
+    content = convert_sklearn(forest, initial_types=types, target_opset=OPSETS).SerializeToString()
+
+    scores = Model("forest", "1", content).score_rows(rows.tolist())
+
+    np.testing.assert_allclose(scores.probabilities, forest.predict_proba(rows), atol=1e-6)  # a vote is 0.03
+    np.testing.assert_array_equal(scores.predicted, forest.predict(rows))
 
 
 SWEPT = [name for name in json.loads((MADE / "answers.json").read_text()) if name.startswith("swept-")]

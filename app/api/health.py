@@ -1,14 +1,16 @@
 """GET /health, /health/live, /health/ready, /metrics: for probes, load balancers and Prometheus."""
 
+from datetime import datetime
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app import metrics
 from app.errors import Reason
+from app.quality.label_status_queries import LabelStatus
 from app.serving.repository import ModelRepository
 from app.state import State, get_state
 from app.web.json import answer_json
@@ -20,6 +22,21 @@ MAX_DETAILS = 5
 NO_STORE = {"Cache-Control": "no-store"}
 
 
+class LabelHealth(msgspec.Struct):
+    """Labels that were received and do not count, on all replicas."""
+
+    pending: Annotated[int, Meta(description="Labels that wait for their prediction to be stored", examples=[3])]
+    pending_since: Annotated[
+        datetime | None, Meta(description="When the oldest of them was received", examples=["2026-01-01T00:00:00Z"])
+    ]
+    rejected: Annotated[
+        int, Meta(description="Labels of the last 24 hours that no class of their model fits", examples=[2])
+    ]
+    rejected_at: Annotated[
+        datetime | None, Meta(description="When the last of them was rejected", examples=["2026-01-01T00:00:00Z"])
+    ]
+
+
 class Health(msgspec.Struct):
     """How the server is."""
 
@@ -27,6 +44,9 @@ class Health(msgspec.Struct):
         Literal["ok", "degraded"], Meta(description="`degraded` while there are reasons", examples=["degraded"])
     ]
     reasons: Annotated[list[Reason], Meta(description="What is wrong, each code once")]
+    labels: Annotated[
+        LabelHealth | UnsetType, Meta(description="Labels that do not count; absent if there are none")
+    ] = UNSET
 
 
 class Liveness(msgspec.Struct):
@@ -47,7 +67,7 @@ async def get_health(request: Request) -> Response:
     """Answer 200 with everything that is wrong. This is for people; `/health/ready` is for load balancers."""
     state = get_state(request.scope)
     unique = list({reason.code: reason for reason in find_refusals(state) + _find_troubles(state)}.values())
-    return answer_json(Health("degraded" if unique else "ok", unique), headers=NO_STORE)
+    return answer_json(Health("degraded" if unique else "ok", unique, _count_labels(state)), headers=NO_STORE)
 
 
 @Operation(id="isLive", tag="operations", summary="Whether the process lives", answers={200: [Liveness]})
@@ -106,7 +126,27 @@ def _find_troubles(state: State) -> list[Reason]:
         reasons.append(state.reloader.trouble)
     reasons += [found for found in (state.scoreboard.find_trouble(), state.clock.find_trouble()) if found]
     reasons += state.lifecycle.job_troubles.values()
-    return reasons + find_model_troubles(state.repository)
+    return reasons + _find_label_troubles(state.scoreboard.labels) + find_model_troubles(state.repository)
+
+
+def _find_label_troubles(labels: LabelStatus | None) -> list[Reason]:
+    """List why labels do not count: rejected ones for an hour, waiting ones for a day after their first hour."""
+    reasons = []
+    if labels is not None and labels.rejected_since is not None:
+        versions = ", ".join(labels.rejected_by or ())
+        detail = f"{labels.rejected_lately} labels of the last hour fit no class of {versions}: see GET /models"
+        reasons.append(Reason(code="labels_rejected", detail=detail, since=labels.rejected_since))
+    if labels is not None and labels.overdue_since is not None:
+        detail = f"{labels.overdue} labels have waited for over an hour for a prediction that is not stored"
+        reasons.append(Reason(code="labels_pending", detail=detail, since=labels.overdue_since))
+    return reasons
+
+
+def _count_labels(state: State) -> LabelHealth | UnsetType:
+    labels = state.scoreboard.labels
+    if labels is None or not (labels.pending or labels.rejected):
+        return UNSET
+    return LabelHealth(labels.pending, labels.pending_since, labels.rejected, labels.rejected_at)
 
 
 def find_model_troubles(repository: ModelRepository) -> list[Reason]:

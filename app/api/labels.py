@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -14,17 +14,27 @@ from app.database.pool import borrow_connection
 from app.database.queries import read_time
 from app.errors import Fault, invalid
 from app.prediction_log.record import TEXT_LIMIT, is_storable
-from app.quality.labels import Label, Outcome, take_labels
+from app.quality.label_classes import Rejection, decode_classes
+from app.quality.label_targets import Label
+from app.quality.labels import Outcome, Taken, take_labels
+from app.serving.signature import ClassName
 from app.state import get_state
 from app.web.body import decode_body, get_media_type, read_body, run_sized
 from app.web.fields import PredictionId
 from app.web.json import answer_json
 from app.web.operation import Operation
+from app.web.query import read_query
 
 MEDIA_TYPES = (b"application/json", b"application/x-ndjson")
 
 CLOCK_TOLERANCE = timedelta(minutes=5)
 """How far ahead of the database's clock a label's `observed_at` may be."""
+
+MOST_REJECTIONS = 20
+"""Most rejected labels in an answer, unless the client asks for another number."""
+
+MOST_ALLOWED, FEWER_ALLOWED = 100, 10
+"""Most classes that the answer lists for one rejected label; fewer when it lists more than MOST_REJECTIONS labels."""
 
 
 class LabelBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -56,8 +66,30 @@ class LabelsBody(LabelBody, forbid_unknown_fields=True, gc=False):
     labels: Annotated[list[LabelBody] | UnsetType, Meta(description="Many labels, and then no other member")] = UNSET
 
 
+class LabelQuery(msgspec.Struct):
+    """How much the answer tells."""
+
+    rejections: Annotated[
+        int, Meta(ge=0, le=10_000, description="Most rejected labels that the answer lists", examples=[20])
+    ] = MOST_REJECTIONS
+
+
+class RejectedLabel(msgspec.Struct):
+    """A label that was not taken, although its prediction is stored."""
+
+    pointer: Annotated[
+        str,
+        Meta(description="Where it is in the request: a JSON pointer, `/` and a line", examples=["/labels/0/label"]),
+    ]
+    code: Annotated[
+        Literal["unknown_class", "ambiguous_class"], Meta(description="Why, for programs", examples=["unknown_class"])
+    ]
+    detail: Annotated[str, Meta(description="Why, for people", examples=["not a class of car-loan version 1"])]
+    allowed: Annotated[list[ClassName], Meta(description="The classes, the first 100 of many", examples=[[0, 1]])]
+
+
 class LabelCounts(msgspec.Struct):
-    """What became of each label; the other counts add up to `received`."""
+    """What became of each label; the counts from `new` to `rejected` add up to `received`."""
 
     received: Annotated[int, Meta(description="Labels in the request", examples=[2])]
     new: Annotated[int, Meta(description="First labels of their predictions", examples=[1])]
@@ -71,6 +103,14 @@ class LabelCounts(msgspec.Struct):
     ]
     expired: Annotated[int, Meta(description="Labels whose prediction is no longer kept", examples=[0])]
     rejected: Annotated[int, Meta(description="Labels of a class that the model does not have", examples=[0])]
+    predictions: Annotated[
+        int,
+        Meta(
+            description="Stored predictions that have these labels now; a key may have many, or more to come",
+            examples=[1],
+        ),
+    ]
+    rejections: Annotated[list[RejectedLabel], Meta(description="The first rejected labels, by default 20")]
 
 
 DOCUMENT_DECODER = msgspec.json.Decoder(LabelsBody)
@@ -85,18 +125,20 @@ LABEL_EXAMPLE = '{"external_id": "order-1", "label": 1}'
     summary="Take true labels: one, many, or one per line",
     answers={200: [LabelCounts]},
     problems=[413, 415, 422],
+    query=LabelQuery,
     bodies=lambda deployment: describe_label_bodies(LabelBody, deployment),
 )
 async def post_labels(request: Request) -> Response:
     """Take all labels or none, and answer how many had which outcome. The 200 is sent after COMMIT."""
     state = get_state(request.scope)
+    query = read_query(request, LabelQuery)
     body = await read_body(request.scope, request.receive, state.max_body_bytes, MEDIA_TYPES)
     decode = _decode_lines if get_media_type(request.scope) == b"application/x-ndjson" else _decode_document
-    labels = await run_sized(body, _check_labels, decode, body, state.max_batch_rows, state.clock.now())
+    labels, pointers = await run_sized(body, _check_labels, decode, body, state.max_batch_rows, state.clock.now())
     async with borrow_connection(state.pool) as connection:
         now = await read_time(connection)
-        counts = await take_labels(connection, await run_sized(body, _date_labels, labels, now))
-    return answer_json(LabelCounts(received=len(labels), **{outcome: counts[outcome] for outcome in get_args(Outcome)}))
+        taken = await take_labels(connection, await run_sized(body, _date_labels, labels, now))
+    return answer_json(_count_labels(taken, pointers, query.rejections))
 
 
 def _decode_document(body: bytes) -> Iterator[tuple[str, str, LabelBody]]:
@@ -121,9 +163,10 @@ def _decode_lines(body: bytes) -> Iterator[tuple[str, str, LabelBody]]:
 
 def _check_labels(
     decode: Callable[[bytes], Iterator[tuple[str, str, LabelBody]]], body: bytes, limit: int, received_at: datetime
-) -> list[Label]:
-    """Check all labels; raise 422 with every fault of every label."""
+) -> tuple[list[Label], list[str]]:
+    """Check all labels; return them and where each is. Raise 422 with every fault of every label."""
     labels: list[Label] = []
+    pointers: list[str] = []
     faults: list[Fault] = []
     for pointer, where, given in decode(body):
         found = [
@@ -131,14 +174,19 @@ def _check_labels(
         ]
         faults += found
         if not found:
-            observed_at = given.observed_at or received_at
-            text = _spell_class(given.label)
-            labels.append(Label(given.prediction_id, given.external_id, text, observed_at, received_at))
+            labels.append(_make_label(given, received_at))
+            pointers.append(pointer)
     if faults:
         raise invalid(*faults)
     if not 1 <= len(labels) <= limit:
         raise invalid(Fault("", "batch_size", f"{len(labels)} labels, allowed are 1 to {limit}"))
-    return labels
+    return labels, pointers
+
+
+def _make_label(given: LabelBody, received_at: datetime) -> Label:
+    """Make the label that a client gave; without a time, it was observed when it was received."""
+    observed_at = given.observed_at or received_at
+    return Label(given.prediction_id, given.external_id, _spell_class(given.label), observed_at, received_at)
 
 
 def _date_labels(labels: Sequence[Label], now: datetime) -> list[Label]:
@@ -178,3 +226,26 @@ def _spell_class(label: str | float | UnsetType | None) -> str | None:
     if label is None or isinstance(label, str):
         return label
     return str(int(label)) if not isinstance(label, UnsetType) else None
+
+
+def _count_labels(taken: Taken, pointers: Sequence[str], limit: int) -> LabelCounts:
+    """Return the counts, with the first `limit` rejected labels."""
+    first = sorted(taken.rejected)[:limit]
+    classes = MOST_ALLOWED if len(first) <= MOST_REJECTIONS else FEWER_ALLOWED
+    return LabelCounts(
+        received=len(pointers),
+        **{outcome: taken.counts[outcome] for outcome in get_args(Outcome)},
+        predictions=taken.predictions,
+        rejections=[_explain_rejection(pointers[at], taken.rejected[at], classes) for at in first],
+    )
+
+
+def _explain_rejection(pointer: str, rejection: Rejection, most_allowed: int) -> RejectedLabel:
+    """Say why a label was rejected, without its text: it may be confidential."""
+    classes = decode_classes(rejection.classes)
+    version = f"{rejection.model_name} version {rejection.model_version}"
+    detail = f"fits several classes of {version}" if rejection.is_ambiguous else f"not a class of {version}"
+    if len(classes) > most_allowed:
+        detail += f", which has {len(classes)}"
+    code: Literal["ambiguous_class", "unknown_class"] = "ambiguous_class" if rejection.is_ambiguous else "unknown_class"
+    return RejectedLabel(f"{pointer}/label", code, detail, list(classes[:most_allowed]))

@@ -7,6 +7,9 @@ from app.serving.features import NUMBER_TYPES, Feature, Value
 from app.serving.signature import Signature
 from app.web.body import Row, escape_step
 
+SHOWN_NAMES = 20
+"""Most names of features in one text; GET /models has all."""
+
 Pointers = Callable[[], Sequence[str]]
 """Returns the JSON pointer of each row; called only when rows are refused."""
 
@@ -88,12 +91,14 @@ def _find_faults(rows: Sequence[Row], signature: Signature, pointers: Pointers) 
 
 
 def _find_name_faults(row: Mapping[str, object], by_name: Mapping[str, Feature], pointer: str) -> list[Fault]:
-    missing = [Fault(pointer, "missing_feature", f"feature {name!r} is missing") for name in by_name if name not in row]
-    unknown = [
-        Fault(f"{pointer}/{escape_step(key)}", "unknown_feature", "no such feature")
-        for key in row
-        if key not in by_name
+    missing = [
+        Fault(pointer, "missing_feature", f"feature {name!r} is missing{'; null is allowed' * feature.missing_allowed}")
+        for name, feature in by_name.items()
+        if name not in row
     ]
+    more = f" and {len(by_name) - SHOWN_NAMES} more" if len(by_name) > SHOWN_NAMES else ""
+    detail = f"no such feature; the features are {', '.join(list(by_name)[:SHOWN_NAMES])}{more}"
+    unknown = [Fault(f"{pointer}/{escape_step(key)}", "unknown_feature", detail) for key in row if key not in by_name]
     return missing + unknown
 
 

@@ -19,7 +19,9 @@ from app.errors import ScorekeeperError
 from app.prediction_log import erasure_queries
 from app.prediction_log.erased_rows import Search, digest_external_id
 from app.prediction_log.eraser import slice_ids
-from app.quality.label_queries import remove_history, remove_pending_of
+from app.quality.key_label_queries import list_keys, remove_under_key, remove_unused_keys
+from app.quality.label_queries import remove_history
+from app.quality.waiting_queries import remove_pending_of
 from app.settings import Settings
 
 INCOMPLETE = 3
@@ -99,7 +101,7 @@ def _text(argument: str) -> str:
 
 
 async def _run(wanted: Wanted, settings: Settings) -> int:
-    async with open_database_url(settings.database_url, settings.data_dir) as url:
+    async with open_database_url(settings.database_url, settings.data_dir, must_exist=True) as url:
         return await erase(url, wanted)
 
 
@@ -164,8 +166,10 @@ async def _request(connection: Connection, ids: Sequence[UUID], external_id: str
     """Erase predictions in the database, then ask every spool to erase them, and those under an external id."""
     erasure_id = uuid4()
     for some in slice_ids(ids):
+        keys = await list_keys(connection, some)
         async with connection.transaction():
             removed.rows += await erasure_queries.erase_rows(connection, erasure_id, some, STATEMENT_SECONDS)
+        removed.pending += await remove_unused_keys(connection, keys)  # they were about these predictions only
     await _remove_labels(connection, erasure_id, external_id, removed)
     salt = secrets.token_bytes(SALT_BYTES)
     search = None if external_id is None else Search(erasure_id, salt, digest_external_id(external_id, salt))
@@ -179,6 +183,8 @@ async def _remove_labels(connection: Connection, erasure_id: UUID, external_id: 
     ids = sorted(await erasure_queries.fetch_erased(connection, [erasure_id]))
     removed.history += await remove_history(connection, ids)
     removed.pending += await remove_pending_of(connection, ids, external_id)
+    if external_id is not None:
+        removed.pending += await remove_under_key(connection, external_id)
 
 
 async def _wait(connection: Connection, erasure_id: UUID, deadline: float) -> list[asyncpg.Record]:

@@ -1,5 +1,6 @@
 """The progress of an import, in a small file that is replaced after each batch and survives a crash at any time."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import msgspec
 
 from app.errors import ScorekeeperError
 from app.files import replace_file
+
+MOST_REASONS = 20
+"""Most reasons that are counted by themselves: some name a place in the row."""
 
 
 class CheckpointError(ScorekeeperError):
@@ -17,7 +21,8 @@ class Checkpoint(msgspec.Struct):
     """The progress of an import.
 
     `about` identifies the import. `began_at` stays the same in all its runs: it dates labels without a time, so that
-    labels that are sent again are exact repetitions. `rows` counts the rows read, sent or not.
+    labels that are sent again are exact repetitions. `rows` counts the rows read, sent or not, `reasons` those
+    that were not taken.
     """
 
     about: str
@@ -26,8 +31,17 @@ class Checkpoint(msgspec.Struct):
     empty: int = 0
     malformed: int = 0
     malformed_bytes: int = 0
+    rejected_bytes: int = 0
+    reasons: dict[str, int] = {}
     counts: dict[str, int] = {}
     is_finished: bool = False
+
+    def count_reasons(self, reasons: Iterable[str]) -> None:
+        """Count rows by the reason why they were not taken; those of rare reasons together."""
+        for reason in reasons:
+            known = reason in self.reasons or len(self.reasons) < MOST_REASONS
+            name = reason if known else "for other reasons"
+            self.reasons[name] = self.reasons.get(name, 0) + 1
 
 
 def find_checkpoint(path: Path, about: str, *, restart: bool) -> Checkpoint:

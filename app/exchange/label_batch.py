@@ -8,10 +8,15 @@ from typing import Literal
 import msgspec
 
 from app.api.labels import LabelBody, find_label_faults
+from app.exchange.label_cells import CellError, is_empty, parse_time, spell_key, spell_label
 from app.exchange.label_files import LABEL_KEYS, Columns, LabelRow
 
 EmptyLabel = Literal["refuse", "skip", "withdraw"]
 """What an empty label means: a mistake, a row that has no label yet, or the withdrawal of its label."""
+
+
+CONVERSIONS = {"external_id": spell_key, "label": spell_label, "observed_at": parse_time}
+"""By member: how a value of a file becomes one of POST /labels."""
 
 
 class _MalformedRowError(Exception):
@@ -20,9 +25,9 @@ class _MalformedRowError(Exception):
 
 @dataclass(slots=True)
 class LabelBatch:
-    """Lines to send and their places in the file, malformed rows with the reason, and the number of empty rows."""
+    """Lines to send, each with its row, malformed rows with the reason, and the number of empty rows."""
 
-    places: list[str] = field(default_factory=list)
+    rows: list[LabelRow] = field(default_factory=list)
     lines: list[bytes] = field(default_factory=list)
     malformed: list[tuple[LabelRow, str]] = field(default_factory=list)
     empty: int = 0
@@ -47,7 +52,7 @@ def read_batch(
         except _MalformedRowError as error:
             batch.malformed.append((row, str(error)))
         else:
-            batch.places.append(row.place)
+            batch.rows.append(row)
             batch.lines.append(msgspec.json.encode(label))
     return batch
 
@@ -58,7 +63,7 @@ def _read_label(
     """Return the label of a row, None when it is empty and to be skipped; raise _MalformedRowError."""
     if row.values is None:
         raise _MalformedRowError(row.fault)
-    given = {member: row.values[name] for member, name in members.items() if row.values.get(name) is not None}
+    given = {member: row.values[name] for member, name in members.items() if not is_empty(row.values.get(name))}
     if "label" not in given and members["label"] in row.values:
         if empty_label == "skip":
             return None
@@ -67,8 +72,12 @@ def _read_label(
         given["label"] = None
     if all(key in given for key in LABEL_KEYS):
         del given["external_id"]  # rows of an export have both: the id is exact
-    if isinstance(given.get("external_id"), int):
-        given["external_id"] = str(given["external_id"])
+    for member, convert in CONVERSIONS.items():
+        if member in given:
+            try:
+                given[member] = convert(given[member])
+            except CellError as error:
+                raise _MalformedRowError(f"{member}: {error}") from error
     try:
         return msgspec.convert({"observed_at": observed_at, **given}, LabelBody)
     except msgspec.ValidationError as error:

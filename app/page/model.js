@@ -33,6 +33,7 @@ async function ask(path, parameters = {}) {
 async function look() {
   const [models, quality, health, metrics] = await Promise.all(["models", "quality", "health", "metrics"].map((path) => ask(path)));
   drawHealth(health);
+  drawLabels(health.labels);
   drawLog(metrics);
   const result = choose(models, quality.results);
   const served = models.models.find((model) => model.name === result?.model && model.version === result?.model_version);
@@ -169,6 +170,17 @@ function drawHealth(health) {
   at("reasons").replaceChildren(
     ...health.reasons.map(({ code, detail }) => Object.assign(document.createElement("li"), { textContent: `${code}: ${detail}` })),
   );
+}
+
+// Draw how many labels wait and were rejected; the server leaves them out when there are none.
+function drawLabels(labels) {
+  const { pending, pending_since, rejected, rejected_at } = labels ?? { pending: 0, rejected: 0 };
+  fillList(at("labels"), [
+    ["Waiting for their prediction", formatCount(pending), "Pending: applied when the prediction is stored, dropped after 30 days"],
+    ...(pending ? [["The oldest since", formatMoment(pending_since)]] : []),
+    ["Rejected in 24 hours", formatCount(rejected), "No class of the model fits them"],
+    ...(rejected ? [["The last at", formatMoment(rejected_at)]] : []),
+  ]);
 }
 
 // Sum a metric over its labels; undefined without a sample.

@@ -6,11 +6,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 from uuid import UUID
 
 import httpx2
 
+from app.quality.labels import Outcome
 from app.replay.rows import ReplayError
 
 MAX_REQUESTS = 32
@@ -119,5 +120,5 @@ async def send_label_batch(client: httpx2.AsyncClient, batch: Sequence[Due], tal
     response = await client.post("/labels", json={"labels": labels})
     if response.status_code == 200:
         counts = response.json()
-        tally.labels.update({outcome: count for outcome, count in counts.items() if outcome != "received"})
+        tally.labels.update({outcome: counts[outcome] for outcome in get_args(Outcome)})
     return response

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import StartupError
-from app.serving.metadata import Metadata, read_entry, read_names
-from app.serving.name_tables import Names
+from app.serving.metadata import Metadata, read_names
 
 Scalar = bool | int | float | str | None
 """A single value of JSON; None is a missing one."""
@@ -112,7 +111,13 @@ class Feature:
         return f"expected {self.kind}{missing}, for example {KIND_EXAMPLES[self.kind]}"
 
 
-KIND_EXAMPLES: dict[FeatureKind, str] = {"number": "1.5", "integer": "3", "text": '"abc"', "boolean": "true"}
+KIND_EXAMPLES: dict[FeatureKind, str] = {
+    "number": "1.5",
+    "integer": "3",
+    "text": '"abc"',
+    "boolean": "true",
+    "integers": "[101, 2054, 102]",
+}
 
 
 def _find_text_fault(value: str) -> tuple[str, str] | None:
@@ -126,7 +131,7 @@ def _find_token_fault(tokens: Sequence[Scalar], element: ElementType) -> tuple[s
         return "out_of_range", f"{len(tokens)} integers, allowed are 1 to {TOKEN_LIMIT}"
     for at, token in enumerate(tokens):
         if not isinstance(token, int) or isinstance(token, bool):
-            return "wrong_type", f"expected integers, element {at} is none"
+            return "wrong_type", f"expected integers, for example {KIND_EXAMPLES['integers']}; element {at} is none"
         if not element.low <= token <= element.high:
             return "out_of_range", f"element {at} does not fit in {element.dtype.__name__}"
     return None
@@ -284,38 +289,3 @@ def _name_features(tensors: Sequence[Tensor], widths: Sequence[int]) -> list[str
 def show(tensors: Sequence[Tensor]) -> str:
     """Describe tensors in a text for the operator."""
     return ", ".join(f"{tensor.name}: {tensor.type}{list(tensor.shape)}" for tensor in tensors) or "none"
-
-
-FILLERS: tuple[dict[FeatureKind, Value], ...] = (
-    {"number": 0.0, "integer": 0, "text": "", "boolean": False, "integers": [1, 1, 1]},
-    {"number": 1.0, "integer": 1, "text": "a", "boolean": True, "integers": [0]},
-)
-
-
-def read_examples(metadata: Metadata, features: Sequence[Feature], categories: Sequence[Names]) -> list[list[Value]]:
-    """Return example rows: the metadata's, else made-up rows with categories that the graph knows."""
-    if "example" not in metadata:
-        return [_make_example(features, fillers, categories) for fillers in FILLERS]
-    example = read_entry(metadata, "example")
-    row = [example.get(feature.name) for feature in features] if isinstance(example, dict) else example
-    if not isinstance(row, list) or len(row) != len(features):
-        raise StartupError(
-            f'metadata "example" is neither a JSON array of {len(features)} values nor an object by feature name'
-        )
-    for feature, value in zip(features, row, strict=True):
-        if fault := feature.find_fault(value):
-            raise StartupError(f'metadata "example": feature {feature.name!r}: {fault[1]}')
-    return [row]
-
-
-def _make_example(
-    features: Sequence[Feature], fillers: dict[FeatureKind, Value], categories: Sequence[Names]
-) -> list[Value]:
-    """Fill a row; give each feature a category that its encoder knows, since an encoder may refuse other values."""
-    row = [fillers[feature.kind] for feature in features]
-    for kind, type_ in (("text", str), ("integer", int)):
-        firsts = [names[0] for names in categories if isinstance(names[0], type_)]
-        places = [index for index, feature in enumerate(features) if feature.kind == kind]
-        for index, first in zip(places, firsts, strict=False):
-            row[index] = first
-    return row

@@ -28,7 +28,7 @@ from app.serving.probe_rows import RowMaker
 from app.serving.refusals import find_hint, tell_reason
 from app.serving.signature import Signature, decision_rule
 
-Rows = Sequence[Sequence[Value]]
+RowValues = Sequence[Sequence[Value]]
 
 Run = Callable[[Sequence[NDArray[Any]]], list[Any]]
 """Runs the graph once and returns the probability output, and the label output if there is one.
@@ -42,7 +42,7 @@ SAME_ANSWER = 1e-3
 SEARCH_ROUNDS, SEARCH_ROWS = 8, 64
 """How long to search for rows of classes that no row had: milliseconds for most models."""
 
-PROBE_SECONDS, MIN_ROWS = 5.0, 6
+TRIAL_SECONDS, MIN_ROWS = 5.0, 6
 """A model that takes longer for a row than this for all rows is tried on fewer, and no class is searched for."""
 
 
@@ -95,7 +95,7 @@ class Probe:
         maker = RowMaker(self.signature, self._graph.categories, example)
         started = time.perf_counter()
         first = self._score_alone([example])
-        limit = max(MIN_ROWS, int(PROBE_SECONDS / (time.perf_counter() - started)))
+        limit = max(MIN_ROWS, int(TRIAL_SECONDS / (time.perf_counter() - started)))
         usual, extreme = self._score_alone(maker.make_usual()[:limit]), self._score_alone(maker.make_extreme()[:limit])
         tried = first + usual + extreme
         self._examine_batching(usual, extreme, row_mixing)
@@ -109,10 +109,10 @@ class Probe:
             self.signature = replace(self.signature, label_doubt=doubt)
         return self.signature
 
-    def _run(self, rows: Rows) -> list[Any]:
+    def _run(self, rows: RowValues) -> list[Any]:
         return self._run_arrays(make_arrays(self.signature.inputs, rows))
 
-    def _score(self, rows: Rows) -> Answers:
+    def _score(self, rows: RowValues) -> Answers:
         """Score rows in one run, or one by one when each is a run of its own; leave out those that are refused."""
         if self.signature.batching_doubt is None:
             try:
@@ -121,12 +121,12 @@ class Probe:
                 pass
         return self._score_alone(rows)
 
-    def _score_together(self, rows: Rows) -> Answers:
+    def _score_together(self, rows: RowValues) -> Answers:
         outputs = self._run(rows)
         values = self._read_values(outputs[0], len(rows))
         return Answers(list(rows), list(values), _split_labels(outputs[1:], len(rows)))
 
-    def _score_alone(self, rows: Rows) -> Answers:
+    def _score_alone(self, rows: RowValues) -> Answers:
         answers = Answers([], [], [])
         for row in rows:
             try:

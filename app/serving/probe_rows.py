@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.serving.features import Feature, Value
+from app.serving.features import Feature, Scalar, Value
 from app.serving.name_tables import Names
 from app.serving.signature import Signature
 
@@ -89,9 +89,14 @@ class RowMaker:
                 return bool(self._random.integers(2))
         if column.feature.missing_allowed and self._random.random() < 0.1:
             return None
-        if isinstance(column.example, list):  # tokens: only the example's are surely in the vocabulary
-            return column.example[: int(self._random.integers(len(column.example))) + 1]
+        if isinstance(column.example, list):
+            return self._draw_tokens(column.example)
         return _fit(column.feature, float(column.example or 0) + scale * self._random.normal())
+
+    def _draw_tokens(self, example: Sequence[Scalar]) -> list[Scalar]:
+        """Draw tokens of the example, and 0, which the model must know; as many, so that rows can be one run."""
+        known = [*example, 0]
+        return [known[at] for at in self._random.integers(len(known), size=len(example)).tolist()]
 
     def _size(self, column: Column, value: float) -> Value:
         is_number = column.feature.kind in ("number", "integer") and not column.known

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from app.errors import StartupError
-from app.serving.features import Feature, ModelInput, Tensor, Value, read_examples, read_inputs
+from app.serving.examples import read_examples
+from app.serving.features import Feature, ModelInput, Tensor, Value, read_inputs
 from app.serving.graph import GraphFacts
 from app.serving.metadata import NAME_LIMIT, Metadata, is_name, read_choice, read_entry, read_names, read_number
 from app.serving.name_tables import Names

@@ -19,7 +19,7 @@ BY_NAME = dict(zip(NAMES, FEATURES, strict=True))
 JSON_HEADERS = {"content-type": "application/json"}
 NDJSON_HEADERS = {"content-type": "application/x-ndjson"}
 
-WRITTEN_TABLES = ("prediction_log", "prediction_label", "prediction_label_history", "pending_label")
+WRITTEN_TABLES = ("prediction_log", "prediction_label", "prediction_label_history", "pending_label", "key_label")
 
 SECRETS = ("postgresql://", "postgres@", "SELECT ", "INSERT ", "Traceback", 'File "')
 """What would betray SQL, a DSN or a stack trace."""

@@ -4,6 +4,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from app.measures.cells import BINS, Cells
+from app.settings import F1Average
+
+AVERAGES: tuple[F1Average, ...] = ("binary", "macro", "micro", "weighted")
 
 
 def count_cells(scores: ArrayLike, predicted: ArrayLike, labels: ArrayLike) -> Cells:

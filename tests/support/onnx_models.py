@@ -116,11 +116,13 @@ def make_proper(width: int, source: str = "x") -> list[NodeProto]:
         helper.make_node("Sub", ["total", "one"], ["excess"]),
         helper.make_node("Abs", ["excess"], ["distance"]),
         helper.make_node("Greater", ["distance", "near"], ["is_off"]),
-        helper.make_node("ReduceMin", [source], ["least"], axes=[1], keepdims=1),
-        helper.make_node("Less", ["least", "nothing"], ["is_negative"]),
+        helper.make_node("Less", [source, "nothing"], ["are_negative"]),
+        helper.make_node("Cast", ["are_negative"], ["negatives"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["negatives", "last"], ["negative"], keepdims=1),
+        helper.make_node("Greater", ["negative", "nothing"], ["is_negative"]),
         helper.make_node("Or", ["is_off", "is_negative"], ["is_improper"]),
         helper.make_node("Abs", [source], ["sizes"]),
-        helper.make_node("ReduceMax", ["sizes"], ["size"], axes=[1], keepdims=1),
+        helper.make_node("ReduceSum", ["sizes", "last"], ["size"], keepdims=1),
         helper.make_node("Less", ["size", "largest"], ["is_finite"]),
         helper.make_node("And", ["is_improper", "is_finite"], ["is_replaced"]),
         helper.make_node("Where", ["is_replaced", "shares", source], ["p"]),
@@ -202,6 +204,22 @@ def build_breaking(**metadata: str) -> bytes:
     ]
     metadata = {"classes": "[0, 1]"} | metadata
     return build_graph(nodes, [declare("p", None, 2)], [declare("x", None, 2)], **metadata)
+
+
+def build_misnaming() -> bytes:
+    """Build a softmax of two features with their likeliest class as the label, but 9 when a feature is huge."""
+    nine = helper.make_tensor("value", TensorProto.INT64, [], [9])
+    nodes = [
+        helper.make_node("Softmax", ["x"], ["p"]),
+        helper.make_node("ArgMax", ["p"], ["likeliest"], axis=1, keepdims=0),
+        helper.make_node("Constant", [], ["huge"], value_float=HUGE),
+        helper.make_node("Constant", [], ["nine"], value=nine),
+        helper.make_node("ReduceMax", ["x"], ["largest"], axes=[1], keepdims=0),
+        helper.make_node("Greater", ["largest", "huge"], ["is_huge"]),
+        helper.make_node("Where", ["is_huge", "nine", "likeliest"], ["y"]),
+    ]
+    outputs = [declare("y", None, type_=TensorProto.INT64), declare("p", None, 2)]
+    return build_graph(nodes, outputs, [declare("x", None, 2)], classes="[0, 1]")
 
 
 def build_imputing(**metadata: str) -> bytes:

@@ -9,7 +9,7 @@ import asyncpg
 from app.database.queries import Connection
 from app.prediction_log.queries import insert_rows, make_partitions
 from app.prediction_log.record import EPOCH, Record, encode_records, make_prediction_ids, time_from_ms
-from app.quality.labels import Label
+from app.quality.label_targets import Label
 from app.quality.refresh import KnownVersion
 from app.serving.queries import fetch_versions, register_version
 
