@@ -220,7 +220,7 @@ async def test_answers_have_the_shapes_in_the_document(client: httpx2.AsyncClien
     prediction = await predict(client, external_id="a")
     await label(client, external_id="a", label=1)
     await wait_until(lambda: has_results(client))
-    values = {"prediction_id": prediction["prediction_id"], "model": "car-loan", "version": "1"}
+    values = {"prediction_id": prediction["prediction_id"], "model": "car-loan", "version": "1", "page": "labels.md"}
     paths = [
         path
         for path, item in document["paths"].items()

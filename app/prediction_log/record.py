@@ -60,6 +60,8 @@ BYTES_TOGETHER = 4 * 1024**2
 
 def encode_records(records: Sequence[Record]) -> list[Rows]:
     """Encode records. The caller has checked that PostgreSQL can store their values."""
+    if not records:
+        return [Rows(b"", 0)]
     values = len(records[0].probabilities) + len(records[0].features)
     together = max(1, min(ROWS_TOGETHER, VALUES_TOGETHER // values))
     if len(records) <= together:

@@ -26,6 +26,10 @@ def read_query(request: Request, kind: type[T]) -> T:
             raise invalid(Fault(f"?{name}", "repeated_parameter", "given more than once"))
         if "\x00" in value:
             raise invalid(Fault(f"?{name}", "not_storable", "text with a NUL character"))
+    for field in known:
+        if field.required and field.encode_name not in values:
+            example = _spell_example(kind, field.encode_name)
+            raise invalid(Fault(f"?{field.encode_name}", "missing_parameter", f"it is needed, for example {example}"))
     try:
         query = msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
@@ -40,10 +44,13 @@ def read_query(request: Request, kind: type[T]) -> T:
 
 def _refuse_value(kind: type[msgspec.Struct], name: str, detail: str) -> InvalidRequestError:
     """Return the error for the value of a parameter, with an example of one that is allowed."""
-    example = make_properties(kind)[name]["examples"][0] if detail else ""
     explained = explain_instant(detail)
-    shown = explained if explained != detail else f"{detail}, for example ?{name}={example}"
+    shown = explained if explained != detail else f"{detail}, for example {_spell_example(kind, name)}"
     return invalid(Fault(f"?{name}", "invalid", shown))
+
+
+def _spell_example(kind: type[msgspec.Struct], name: str) -> str:
+    return f"?{name}={make_properties(kind)[name]['examples'][0]}"
 
 
 def _check_instant(kind: type[msgspec.Struct], name: str, text: str, instant: datetime) -> None:
