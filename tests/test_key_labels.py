@@ -283,6 +283,7 @@ async def test_newest_label_of_its_key_stands_when_labels_and_predictions_come_a
         done.set()
         await asyncio.gather(*sweeps)
     await connection.execute("UPDATE key_label SET next_look_at = now() WHERE next_look_at IS NOT NULL")
+    await connection.execute("UPDATE labelled_arrival SET next_try_at = now()")  # those that were locked
     await sweep_pending(connection)
 
     assert await read_labels(connection) == find_winners(records, labels)

@@ -90,7 +90,7 @@ def test_places_are_lines_of_the_file_when_cells_and_blank_lines_shift_them(tmp_
 
 MALFORMED = {
     "id": ("17,1,", "prediction_id: Invalid UUID"),
-    "no-key": (",1,", "give either prediction_id or external_id"),
+    "no-key": (",1,", 'give either prediction_id or external_id, for example {"external_id": "order-1", "label": 1}'),
     "no-label": (f"{ID},,", "label: empty; set --empty-label if empty labels are allowed"),
     "time-without-offset": (
         f"{ID},1,2024-05-01T12:00:00",

@@ -37,7 +37,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "too-many-rows": (make_body([FEATURES] * 10_001), "10000"),
     "texts-for-floats": (change(datatype="BYTES", data=["a"] * 5), "FP32"),
     "booleans-for-floats": (change(datatype="BOOL", data=[True] * 5), "FP32"),
-    "null": (change(data=[None, 2, 3, 4, 5]), "missing"),
+    "null": (change(data=[None, 2, 3, 4, 5]), "null is not allowed"),
     "beyond-float32": (change(data=[1, 2, 3, 4, 1e39]), "/rows/0/4"),
     "unknown-output": (make_body(outputs=[{"name": "x"}]), "no output 'x'"),
     "ids-too-many": (make_body(parameters={"external_ids": '["a", "b"]'}), "2 external ids for 1 rows"),

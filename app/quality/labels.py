@@ -8,6 +8,7 @@ from typing import Literal
 from uuid import UUID
 
 import asyncpg
+from msgspec.structs import replace
 
 from app import metrics
 from app.database.queries import Connection
@@ -54,6 +55,7 @@ async def take_labels(connection: Connection, labels: Sequence[Label]) -> Taken:
     A label for an unknown prediction is `expired` when the time in its id is more than PENDING_DAYS ago, or when
     retention has dropped the rows of that time.
     """
+    labels = _date_repeated(labels)
     async with connection.transaction():
         found = await find_targets(connection, labels)
         applied = await apply_labels(connection, labels, found)
@@ -70,6 +72,29 @@ async def take_labels(connection: Connection, labels: Sequence[Label]) -> Taken:
         await add_rejections(connection, rejected.values())
     predictions = len({target.prediction_id for target in found.targets})
     return Taken(publish_outcomes(outcomes.values(), applied.delays), predictions, rejected)
+
+
+def _date_repeated(labels: Sequence[Label]) -> list[Label]:
+    """Date each further label under one key a microsecond later.
+
+    They are applied to later predictions one by one, in any order, and of equal times the later arrival counts.
+    """
+    seen = Counter[str | None]()
+    dated = []
+    for label in labels:
+        dated.append(_postpone(label, timedelta(microseconds=seen[label.external_id])))
+        if label.external_id is not None:
+            seen[label.external_id] += 1
+    return dated
+
+
+def _postpone(label: Label, by: timedelta) -> Label:
+    """Return a label as if it had been received later; its time of observation follows if it is the same."""
+    if not by:
+        return label
+    is_dated_here = label.observed_at == label.received_at
+    observed_at = label.observed_at + by if is_dated_here else label.observed_at
+    return replace(label, observed_at=observed_at, received_at=label.received_at + by)
 
 
 async def apply_labels(connection: Connection, labels: Sequence[Label], found: Found) -> Applied:
