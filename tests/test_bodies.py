@@ -38,6 +38,7 @@ MALFORMED = {
     "single-quotes": b"{'features': [1,2,3,4,5]}",
     "comment": b'{"features": [1,2,3,4,5]} // one row',
     "nan": b'{"features": [NaN,2,3,4,5]}',
+    "5000-digits-and-no-end": b'{"features": [%s' % (b"9" * 5000),
     "infinity": b'{"features": [Infinity,2,3,4,5]}',
     "minus-infinity": b'{"features": [-Infinity,2,3,4,5]}',
     "nan-by-name": b'{"features": {"car_value": NaN}}',

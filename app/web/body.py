@@ -139,7 +139,7 @@ def _has_no_number(body: bytes) -> bool:
         raise json.JSONDecodeError("no number", name, 0)
 
     try:
-        json.loads(body, parse_constant=find_constant)
+        json.loads(body, parse_constant=find_constant, parse_int=float)  # int() refuses more than 4,300 digits
     except json.JSONDecodeError as error:
         return NO_NUMBER.match(error.doc, error.pos) is not None
     except (UnicodeDecodeError, RecursionError):

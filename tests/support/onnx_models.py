@@ -104,9 +104,8 @@ def declare(name: str, *shape: int | str | None, type_: int = TensorProto.FLOAT)
 def make_proper(width: int, source: str = "x") -> list[NodeProto]:
     """Make `p` from `source`: its rows that are probabilities or not finite as they are, equal shares for others."""
     shares = helper.make_tensor("shares", TensorProto.FLOAT, [1, width], [1 / width] * width)
-    largest = helper.make_tensor("largest", TensorProto.FLOAT, [], [3e38])
     axes = helper.make_tensor("last", TensorProto.INT64, [1], [1])
-    constants = {"shares": shares, "largest": largest, "last": axes}
+    constants = {"shares": shares, "last": axes}
     return [
         *(helper.make_node("Constant", [], [name], value=value) for name, value in constants.items()),
         helper.make_node("Constant", [], ["one"], value_float=1.0),
@@ -121,9 +120,11 @@ def make_proper(width: int, source: str = "x") -> list[NodeProto]:
         helper.make_node("ReduceSum", ["negatives", "last"], ["negative"], keepdims=1),
         helper.make_node("Greater", ["negative", "nothing"], ["is_negative"]),
         helper.make_node("Or", ["is_off", "is_negative"], ["is_improper"]),
-        helper.make_node("Abs", [source], ["sizes"]),
-        helper.make_node("ReduceSum", ["sizes", "last"], ["size"], keepdims=1),
-        helper.make_node("Less", ["size", "largest"], ["is_finite"]),
+        helper.make_node("IsInf", [source], ["are_infinite"]),
+        helper.make_node("Cast", ["are_infinite"], ["infinities"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["infinities", "last"], ["infinite"], keepdims=1),
+        helper.make_node("Greater", ["infinite", "nothing"], ["is_infinite"]),
+        helper.make_node("Not", ["is_infinite"], ["is_finite"]),
         helper.make_node("And", ["is_improper", "is_finite"], ["is_replaced"]),
         helper.make_node("Where", ["is_replaced", "shares", source], ["p"]),
     ]
