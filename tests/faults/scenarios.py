@@ -102,7 +102,7 @@ def list_load_scenarios() -> list[Scenario]:
             clients=48,
             batch=2000,
             may_refuse=True,
-            alive_seconds=15,
+            alive_seconds=45,  # one row and 48 clients try for the two places a second that become free: 5 to 26 s
         ),
     ]
 
