@@ -17,6 +17,8 @@ from asgi_lifespan import LifespanManager
 from app import main
 from app.database.embedded import run_embedded_server
 from app.database.migrate import upgrade_schema
+from app.database.pool import open_pool
+from app.prediction_log.partitions import make_partitions_ahead
 from tests.support.limits import pytest_exception_interact, pytest_timeout_set_timer
 from tests.support.processes import WAIT_SECONDS, Server
 
@@ -77,6 +79,20 @@ async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
     opened = await asyncpg.connect(database_url)
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool]:
+    """A pool of connections to this test's database, which has the partitions of the next days."""
+    async with open_pool(database_url, 4) as opened:
+        await make_partitions_ahead(opened, timeout=5)
+        yield opened
+
+
+@pytest.fixture
+def spool_directory(tmp_path: Path) -> Path:
+    """Where this test's spool is; it does not exist yet."""
+    return tmp_path / "spool"
 
 
 @pytest.fixture

@@ -7,22 +7,13 @@ import asyncpg
 import pytest
 from prometheus_client import REGISTRY
 
-from app.database.pool import open_pool
 from app.errors import UnavailableError
 from app.prediction_log import committed_log as log_module
 from app.prediction_log.committed_log import CommittedLog, open_committed_log
 from app.prediction_log.inserter import Inserter
-from app.prediction_log.partitions import make_partitions_ahead
 from app.prediction_log.record import Rows, encode_records, make_prediction_ids, read_id_time
 from tests.support.processes import wait_until
 from tests.support.records import make_record
-
-
-@pytest.fixture
-async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool]:
-    async with open_pool(database_url, 2) as opened:
-        await make_partitions_ahead(opened, timeout=5)
-        yield opened
 
 
 @pytest.fixture

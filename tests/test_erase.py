@@ -15,9 +15,7 @@ import pytest
 from rich.console import Console
 
 from app.commands.spool import drain_spool
-from app.database.pool import open_pool
 from app.prediction_log.erasure_queries import erase_rows
-from app.prediction_log.partitions import make_partitions_ahead
 from app.prediction_log.record import encode_records
 from app.quality.labels import take_labels
 from tests.conftest import OpenClient
@@ -42,39 +40,27 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     hurry(monkeypatch)
 
 
-@pytest.fixture
-async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool]:
-    async with open_pool(database_url, 4) as opened:
-        await make_partitions_ahead(opened, timeout=5)
-        yield opened
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "spool"
-
-
 @pytest.mark.parametrize("by", ["external id", "prediction id"])
 async def test_erased_values_are_in_no_table_and_no_file(
-    directory: Path, database_url: str, pool: asyncpg.Pool, connection: asyncpg.Connection, by: str
+    spool_directory: Path, database_url: str, pool: asyncpg.Pool, connection: asyncpg.Connection, by: str
 ) -> None:
     """Copies are in a retained and in the open segment, beside other rows, in dead/ and, damaged, in corrupt/."""
     erased, poison = make_secret(), make_secret("secret-feature \x00")
     others = [make_record(external_id=f"other-{at}") for at in range(4)]
     keys = ["secret-key"] if by == "external id" else [erased.prediction_id, poison.prediction_id]
-    async with write_spool(directory) as (spool, journal), ship(spool, pool):
+    async with write_spool(spool_directory) as (spool, journal), ship(spool, pool):
         await append(journal, others[0], erased, others[1])
         await journal._rotate()
         await append(journal, others[2], poison, others[3])
         await wait_until(lambda: has_shipped(spool))
         damaged = encode_records([others[0], erased])[0].payload.replace(b'"role"', b'"r\xffle"')
         await asyncio.to_thread(spool.put_aside, "corrupt", "seg-9-48-900", damaged)
-        before = await find_values(connection, directory)
+        before = await find_values(connection, spool_directory)
 
         results = [await run_erase(database_url, key) for key in keys]
 
-        left = await find_values(connection, directory)
-        rows = {str(row["prediction_id"]): row for row in read_spooled_rows(directory)}
+        left = await find_values(connection, spool_directory)
+        rows = {str(row["prediction_id"]): row for row in read_spooled_rows(spool_directory)}
 
     assert len([place for place in before if place.endswith(".log")]) == 2, "nothing was there to be erased"
     assert {"dead", "corrupt"} <= {Path(place).parent.name for place in before}
@@ -85,15 +71,15 @@ async def test_erased_values_are_in_no_table_and_no_file(
     for other in others:
         assert (await fetch_row(connection, other.prediction_id))["external_id"] == other.external_id
         assert rows[str(other.prediction_id)]["features"] == {"car_value": 1.5}
-    assert b"other-0" in (directory / "corrupt" / "seg-9-48-900").read_bytes()
+    assert b"other-0" in (spool_directory / "corrupt" / "seg-9-48-900").read_bytes()
 
 
 async def test_labels_that_wait_are_removed_and_the_one_that_counts_stays(
-    directory: Path, database_url: str, pool: asyncpg.Pool, connection: asyncpg.Connection
+    spool_directory: Path, database_url: str, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
     await register_demo(connection)
     erased, unstored = make_secret(), make_secret("secret-feature \x00")
-    async with write_spool(directory) as (spool, journal), ship(spool, pool):
+    async with write_spool(spool_directory) as (spool, journal), ship(spool, pool):
         await append(journal, erased, unstored)
         await wait_until(lambda: has_shipped(spool))
         now = datetime.now(UTC)
@@ -128,26 +114,26 @@ async def test_labels_under_the_key_of_an_erased_prediction_are_removed(
 
 
 async def test_rows_that_only_a_spool_has_are_found_by_their_external_id(
-    directory: Path, database_url: str, pool: asyncpg.Pool, connection: asyncpg.Connection
+    spool_directory: Path, database_url: str, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
     """The replica is stopped meanwhile: status 3 names its spool, which erases its copies when it runs again."""
     erased, other = [make_secret() for _ in range(3)], make_record(external_id="other")
-    async with write_spool(directory) as (spool, journal):
+    async with write_spool(spool_directory) as (spool, journal):
         async with ship(spool, pool):
             await wait_until(lambda: is_known(connection))
         await append(journal, erased[0], other, erased[1])
-    async with write_spool(directory) as (spool, journal):
+    async with write_spool(spool_directory) as (spool, journal):
         await append(journal, erased[2])
 
     status, output = await run_erase(database_url, "secret-key", wait=0.1)
-    async with write_spool(directory) as (spool, journal), ship(spool, pool):
+    async with write_spool(spool_directory) as (spool, journal), ship(spool, pool):
         await wait_until(lambda: has_shipped(spool))
         again, complete = await run_erase(database_url, "secret-key")
-        left = await find_values(connection, directory)
+        left = await find_values(connection, spool_directory)
 
     assert status == 3
     assert re.search(
-        rf"{re.escape(str(directory))} has not reported \(spool {UUID(bytes=spool.uuid)}, last seen", output
+        rf"{re.escape(str(spool_directory))} has not reported \(spool {UUID(bytes=spool.uuid)}, last seen", output
     )
     assert again == 0, complete
     assert left == []
@@ -159,9 +145,9 @@ async def test_rows_that_only_a_spool_has_are_found_by_their_external_id(
 
 
 async def test_rows_that_come_under_the_external_id_later_are_kept(
-    directory: Path, database_url: str, pool: asyncpg.Pool, connection: asyncpg.Connection
+    spool_directory: Path, database_url: str, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
-    async with write_spool(directory) as (spool, journal), ship(spool, pool):
+    async with write_spool(spool_directory) as (spool, journal), ship(spool, pool):
         await append(journal, make_secret())
         await run_erase(database_url, "secret-key")
         later = make_secret("a new feature")
@@ -190,14 +176,14 @@ async def test_no_spool_that_was_never_there_is_waited_for(database_url: str, co
 
 
 async def test_copies_that_are_offered_later_do_not_bring_the_values_back(
-    directory: Path, database_url: str, pool: asyncpg.Pool, connection: asyncpg.Connection, tmp_path: Path
+    spool_directory: Path, database_url: str, pool: asyncpg.Pool, connection: asyncpg.Connection, tmp_path: Path
 ) -> None:
     """A copy of the spool from before is drained into a primary that has lost the row, after a failover."""
     erased, other = make_secret(), make_record(external_id="other")
-    async with write_spool(directory) as (spool, journal):
+    async with write_spool(spool_directory) as (spool, journal):
         await append(journal, erased, other)
-    shutil.copytree(directory, tmp_path / "copy")
-    async with write_spool(directory) as (spool, journal), ship(spool, pool):
+    shutil.copytree(spool_directory, tmp_path / "copy")
+    async with write_spool(spool_directory) as (spool, journal), ship(spool, pool):
         await wait_until(lambda: has_shipped(spool))
         await run_erase(database_url, "secret-key")
     await connection.execute("DELETE FROM prediction_log")

@@ -2,7 +2,6 @@
 
 import io
 import shutil
-from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -12,8 +11,6 @@ from rich.console import Console
 
 from app.commands.erase import EraseCommandError
 from app.commands.spool import drain_spool
-from app.database.pool import open_pool
-from app.prediction_log.partitions import make_partitions_ahead
 from app.spool.disk import Disk
 from tests.support.erasing import SECRETS, find_in_files, find_values, make_secret, run_erase
 from tests.support.processes import run_app, wait_until
@@ -25,37 +22,25 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     hurry(monkeypatch)
 
 
-@pytest.fixture
-async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool]:
-    async with open_pool(database_url, 4) as opened:
-        await make_partitions_ahead(opened, timeout=5)
-        yield opened
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "spool"
-
-
 async def test_a_spool_that_is_drained_empty_is_no_longer_waited_for(
-    directory: Path, database_url: str, pool: asyncpg.Pool, connection: asyncpg.Connection
+    spool_directory: Path, database_url: str, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
-    async with write_spool(directory) as (spool, journal), ship(spool, pool):
+    async with write_spool(spool_directory) as (spool, journal), ship(spool, pool):
         await append(journal, make_secret())
         await wait_until(lambda: is_known(connection))
     missing, _ = await run_erase(database_url, "secret-key", wait=0.1)
 
-    drained = await drain_spool(directory, database_url, Console(file=io.StringIO()))
+    drained = await drain_spool(spool_directory, database_url, Console(file=io.StringIO()))
     status, output = await run_erase(database_url, "secret-key")
 
     assert (missing, drained, status) == (3, 0, 0), output
-    assert await find_values(connection, directory) == []
+    assert await find_values(connection, spool_directory) == []
 
 
 async def test_a_lost_spool_is_no_longer_waited_for(
-    directory: Path, database_url: str, pool: asyncpg.Pool, connection: asyncpg.Connection
+    spool_directory: Path, database_url: str, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
-    async with write_spool(directory) as (spool, _), ship(spool, pool):
+    async with write_spool(spool_directory) as (spool, _), ship(spool, pool):
         await wait_until(lambda: is_known(connection))
     missing, _ = await run_erase(database_url, "secret-key", wait=0)
 
@@ -68,37 +53,37 @@ async def test_a_lost_spool_is_no_longer_waited_for(
 
 
 async def test_copies_that_are_put_back_are_erased_at_the_next_start(
-    directory: Path, database_url: str, pool: asyncpg.Pool, connection: asyncpg.Connection, tmp_path: Path
+    spool_directory: Path, database_url: str, pool: asyncpg.Pool, connection: asyncpg.Connection, tmp_path: Path
 ) -> None:
-    async with write_spool(directory) as (spool, journal):
+    async with write_spool(spool_directory) as (spool, journal):
         await append(journal, make_secret(), make_secret())
         await journal._rotate()
-        (directory / "dead").mkdir()
-        shutil.copy(directory / f"seg-{0:020d}.log", directory / "dead" / "copy")
-    shutil.copytree(directory, tmp_path / "copy")
-    async with write_spool(directory) as (spool, _), ship(spool, pool):
+        (spool_directory / "dead").mkdir()
+        shutil.copy(spool_directory / f"seg-{0:020d}.log", spool_directory / "dead" / "copy")
+    shutil.copytree(spool_directory, tmp_path / "copy")
+    async with write_spool(spool_directory) as (spool, _), ship(spool, pool):
         await wait_until(lambda: has_shipped(spool))
         await run_erase(database_url, "secret-key")
-    erased = await find_values(connection, directory)
-    shutil.rmtree(directory)
-    shutil.copytree(tmp_path / "copy", directory)
+    erased = await find_values(connection, spool_directory)
+    shutil.rmtree(spool_directory)
+    shutil.copytree(tmp_path / "copy", spool_directory)
 
     async def is_clean() -> bool:
-        return not find_in_files(directory, SECRETS)
+        return not find_in_files(spool_directory, SECRETS)
 
-    async with write_spool(directory) as (spool, _), ship(spool, pool):
+    async with write_spool(spool_directory) as (spool, _), ship(spool, pool):
         await wait_until(is_clean)
         await wait_until(lambda: has_shipped(spool))
 
     assert erased == []
-    assert await find_values(connection, directory) == []
+    assert await find_values(connection, spool_directory) == []
 
 
 async def test_what_a_crash_has_left_of_a_rewriting_is_removed_at_the_next_start(
-    directory: Path, pool: asyncpg.Pool
+    spool_directory: Path, pool: asyncpg.Pool
 ) -> None:
-    async with write_spool(directory) as (spool, _):
-        draft = directory / "rewrite.tmp"
+    async with write_spool(spool_directory) as (spool, _):
+        draft = spool_directory / "rewrite.tmp"
         draft.write_bytes(b"rows of somebody")
 
         async def is_gone() -> bool:
@@ -116,9 +101,9 @@ class NoRenameDisk(Disk):
 
 
 async def test_a_spool_whose_disk_fails_does_not_report(
-    directory: Path, database_url: str, pool: asyncpg.Pool, connection: asyncpg.Connection
+    spool_directory: Path, database_url: str, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
-    async with write_spool(directory) as (spool, journal), ship(spool, pool):
+    async with write_spool(spool_directory) as (spool, journal), ship(spool, pool):
         await append(journal, make_secret())
         await wait_until(lambda: has_shipped(spool))
         good_disk, spool.disk = spool.disk, NoRenameDisk()
@@ -128,15 +113,15 @@ async def test_a_spool_whose_disk_fails_does_not_report(
         status, _ = await run_erase(database_url, "secret-key")
 
     assert failed == 3
-    assert f"{directory} has not reported" in output
+    assert f"{spool_directory} has not reported" in output
     assert status == 0
-    assert await find_values(connection, directory) == []
+    assert await find_values(connection, spool_directory) == []
 
 
 async def test_the_command_names_the_spool_and_ends_with_3(
-    directory: Path, database_url: str, pool: asyncpg.Pool, connection: asyncpg.Connection
+    spool_directory: Path, database_url: str, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
-    async with write_spool(directory) as (spool, _), ship(spool, pool):
+    async with write_spool(spool_directory) as (spool, _), ship(spool, pool):
         await wait_until(lambda: is_known(connection))
     environment = {"DATABASE_URL": database_url}
 
@@ -145,7 +130,7 @@ async def test_the_command_names_the_spool_and_ends_with_3(
 
     assert status == 3
     assert "erased in the database: 0 predictions" in output
-    assert f"{directory} has not reported (spool {UUID(bytes=spool.uuid)}" in output
+    assert f"{spool_directory} has not reported (spool {UUID(bytes=spool.uuid)}" in output
     assert both == 2
     assert "not allowed with argument" in usage
 

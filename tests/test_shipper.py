@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,67 +10,25 @@ import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
-from app.database.pool import open_pool
 from app.prediction_log import shipper as shipper_module
-from app.prediction_log.eraser import Eraser
-from app.prediction_log.inserter import Inserter
-from app.prediction_log.partitions import make_partitions_ahead
 from app.prediction_log.record import Record
 from app.prediction_log.shipper import Shipper
 from app.spool import journal as journal_module
-from app.spool.journal import Journal, open_journal
 from app.spool.segment import encode_frame
-from app.spool.spool import Spool, open_spool
-from app.tasks import own_task
+from app.spool.spool import Spool
 from tests.support.processes import wait_until
 from tests.support.records import count_rows, make_record
-
-MAX_BYTES = 256 * 1024**2
+from tests.support.spools import append, has_shipped, hurry, ship, write_spool
 
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "LIMIT_CHECK_SECONDS", 0.02)
-    monkeypatch.setattr(shipper_module, "IDLE_SECONDS", 0.1)
+    hurry(monkeypatch)
     monkeypatch.setattr(shipper_module, "SHIP_RETRY_CAP_SECONDS", 0.2)
-
-
-@pytest.fixture
-async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool]:
-    async with open_pool(database_url, 2) as opened:
-        await make_partitions_ahead(opened, timeout=5)
-        yield opened
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "spool"
-
-
-@asynccontextmanager
-async def write_spool(directory: Path) -> AsyncIterator[tuple[Spool, Journal]]:
-    async with open_spool(directory) as spool, open_journal(spool, MAX_BYTES, True, pytest.fail) as journal:
-        yield spool, journal
-
-
-@asynccontextmanager
-async def ship(spool: Spool, pool: asyncpg.Pool) -> AsyncIterator[Shipper]:
-    shipper = Shipper(spool, Inserter(pool), Eraser(spool, pool))
-    async with own_task(shipper.run(), "shipper", pytest.fail):
-        yield shipper
-
-
-async def append(journal: Journal, *records: Record) -> None:
-    payload = b",".join(msgspec.json.encode(record) for record in records)
-    await journal.append(encode_frame(payload, len(records)), len(records))
 
 
 async def has_rows(connection: asyncpg.Connection, count: int) -> bool:
     return await count_rows(connection, "prediction_log") == count
-
-
-async def has_nothing_to_do(spool: Spool) -> bool:
-    return spool.pending_rows == 0
 
 
 async def has_failed(shipper: Shipper, kind: str) -> bool:
@@ -84,12 +40,12 @@ def read_counter(name: str) -> float:
 
 
 async def test_rows_of_the_spool_are_stored(
-    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
+    spool_directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
-    async with write_spool(directory) as (spool, journal), ship(spool, pool) as shipper:
+    async with write_spool(spool_directory) as (spool, journal), ship(spool, pool) as shipper:
         for _ in range(20):
             await append(journal, make_record(), make_record())
-        await wait_until(lambda: has_nothing_to_do(spool))
+        await wait_until(lambda: has_shipped(spool))
 
         assert await count_rows(connection, "prediction_log") == 40
         assert shipper.lag_seconds == 0
@@ -97,30 +53,30 @@ async def test_rows_of_the_spool_are_stored(
 
 
 async def test_restart_offers_again_without_duplicates(
-    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
+    spool_directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
-    async with write_spool(directory) as (spool, journal), ship(spool, pool):
+    async with write_spool(spool_directory) as (spool, journal), ship(spool, pool):
         await append(journal, make_record(), make_record())
-        await wait_until(lambda: has_nothing_to_do(spool))
-    async with write_spool(directory) as (spool, journal):
+        await wait_until(lambda: has_shipped(spool))
+    async with write_spool(spool_directory) as (spool, journal):
         await append(journal, make_record())
     repeated, stored = read_counter("repeated"), read_counter("stored")
 
-    async with write_spool(directory) as (spool, journal), ship(spool, pool):
+    async with write_spool(spool_directory) as (spool, journal), ship(spool, pool):
         await wait_until(lambda: has_rows(connection, 3))
-        await wait_until(lambda: has_nothing_to_do(spool))
+        await wait_until(lambda: has_shipped(spool))
 
-    assert not (directory / "dead").exists()
+    assert not (spool_directory / "dead").exists()
     assert read_counter("repeated") - repeated == 2
     assert read_counter("stored") - stored == 1
 
 
 async def test_poison_row_ends_in_dead_and_the_rest_is_stored(
-    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
+    spool_directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
     poison = make_record(external_id="\x00")
     dead = read_counter("dead")
-    async with write_spool(directory) as (spool, journal):
+    async with write_spool(spool_directory) as (spool, journal):
         for _ in range(5):
             await append(journal, make_record(), make_record())
         await append(journal, make_record(), poison, make_record())
@@ -129,10 +85,9 @@ async def test_poison_row_ends_in_dead_and_the_rest_is_stored(
         async with ship(spool, pool):
             await wait_until(lambda: has_stored(spool, connection, 13))
 
-    assert [path.name for path in (directory / "dead").iterdir()] == [f"{poison.prediction_id}.json"]
-    assert (
-        msgspec.json.decode((directory / "dead" / f"{poison.prediction_id}.json").read_bytes(), type=Record) == poison
-    )
+    [path] = (spool_directory / "dead").iterdir()
+    assert path.name == f"{poison.prediction_id}.json"
+    assert msgspec.json.decode(path.read_bytes(), type=Record) == poison
     assert read_counter("dead") - dead == 1
 
 
@@ -141,9 +96,9 @@ async def has_stored(spool: Spool, connection: asyncpg.Connection, rows: int) ->
 
 
 async def test_frame_that_is_no_json_ends_in_dead_and_the_rest_is_stored(
-    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
+    spool_directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
-    async with write_spool(directory) as (spool, journal):
+    async with write_spool(spool_directory) as (spool, journal):
         await append(journal, make_record())
         await journal.append(encode_frame(b'{"prediction_id', 1), 1)
         await append(journal, make_record())
@@ -151,28 +106,28 @@ async def test_frame_that_is_no_json_ends_in_dead_and_the_rest_is_stored(
         async with ship(spool, pool):
             await wait_until(lambda: has_stored(spool, connection, 2))
 
-    assert [path.read_bytes() for path in (directory / "dead").iterdir()] == [b'{"prediction_id']
+    assert [path.read_bytes() for path in (spool_directory / "dead").iterdir()] == [b'{"prediction_id']
 
 
 async def test_poison_waits_while_dead_cannot_be_written(
-    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
+    spool_directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
-    async with write_spool(directory) as (spool, journal):
-        (directory / "dead").touch()  # no directory can be made there
+    async with write_spool(spool_directory) as (spool, journal):
+        (spool_directory / "dead").touch()  # no spool_directory can be made there
         await append(journal, make_record(external_id="\x00"), make_record())
         async with ship(spool, pool):
             await asyncio.sleep(0.3)
             assert spool.pending_rows == 2
-            (directory / "dead").unlink()
+            (spool_directory / "dead").unlink()
 
             await wait_until(lambda: has_stored(spool, connection, 1))
 
 
 async def test_table_that_is_gone_keeps_everything_until_it_is_back(
-    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
+    spool_directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
     await connection.execute("ALTER TABLE prediction_log RENAME TO elsewhere")
-    async with write_spool(directory) as (spool, journal), ship(spool, pool) as shipper:
+    async with write_spool(spool_directory) as (spool, journal), ship(spool, pool) as shipper:
         await append(journal, make_record(), make_record())
         await wait_until(lambda: has_failed(shipper, "configuration"))
         await append(journal, make_record())
@@ -183,7 +138,7 @@ async def test_table_that_is_gone_keeps_everything_until_it_is_back(
         await wait_until(lambda: has_stored(spool, connection, 3))
         await wait_until(lambda: has_no_trouble(shipper))
 
-    assert not (directory / "dead").exists()
+    assert not (spool_directory / "dead").exists()
 
 
 BREAK_LEDGER = {
@@ -199,23 +154,23 @@ BREAK_LEDGER = {
 
 @pytest.mark.parametrize("statement", BREAK_LEDGER.values(), ids=BREAK_LEDGER)
 async def test_error_of_the_ledger_keeps_everything_as_configuration(
-    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection, statement: str
+    spool_directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection, statement: str
 ) -> None:
     await connection.execute(statement)
-    async with write_spool(directory) as (spool, journal), ship(spool, pool) as shipper:
+    async with write_spool(spool_directory) as (spool, journal), ship(spool, pool) as shipper:
         await append(journal, make_record(), make_record())
 
         await wait_until(lambda: has_failed(shipper, "configuration"))
 
         assert spool.pending_rows == 2
-    assert not (directory / "dead").exists()
+    assert not (spool_directory / "dead").exists()
 
 
 async def test_rows_are_stored_and_counted_once_the_ledger_is_mended(
-    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
+    spool_directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
     await connection.execute(BREAK_LEDGER["check"])
-    async with write_spool(directory) as (spool, journal), ship(spool, pool) as shipper:
+    async with write_spool(spool_directory) as (spool, journal), ship(spool, pool) as shipper:
         await append(journal, make_record(), make_record())
         await wait_until(lambda: has_failed(shipper, "configuration"))
         await connection.execute("ALTER TABLE quality_delta DROP CONSTRAINT wrong")
@@ -230,9 +185,9 @@ async def has_no_trouble(shipper: Shipper) -> bool:
 
 
 async def test_idle_shipper_sees_that_postgresql_takes_nothing_and_that_it_does_again(
-    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
+    spool_directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
-    async with write_spool(directory) as (spool, _), ship(spool, pool) as shipper:
+    async with write_spool(spool_directory) as (spool, _), ship(spool, pool) as shipper:
         await connection.execute("ALTER TABLE prediction_log RENAME TO elsewhere")
         await wait_until(lambda: has_failed(shipper, "configuration"))
         await connection.execute("ALTER TABLE elsewhere RENAME TO prediction_log")
@@ -240,9 +195,9 @@ async def test_idle_shipper_sees_that_postgresql_takes_nothing_and_that_it_does_
 
 
 async def test_trouble_is_since_its_first_failure(
-    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
+    spool_directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
-    async with write_spool(directory) as (spool, _), ship(spool, pool) as shipper:
+    async with write_spool(spool_directory) as (spool, _), ship(spool, pool) as shipper:
         await connection.execute("ALTER TABLE prediction_log RENAME TO elsewhere")
         await wait_until(lambda: has_failed(shipper, "configuration"))
         first, first_error = shipper.trouble, shipper.error
@@ -258,9 +213,9 @@ async def test_trouble_is_since_its_first_failure(
 
 
 async def test_terminated_connections_lose_nothing(
-    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
+    spool_directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
-    async with write_spool(directory) as (spool, journal), ship(spool, pool):
+    async with write_spool(spool_directory) as (spool, journal), ship(spool, pool):
         for _ in range(10):
             await append(journal, make_record())
             await end_other_connections(connection)
@@ -269,9 +224,9 @@ async def test_terminated_connections_lose_nothing(
 
 
 async def test_rows_wait_for_a_lock_and_are_stored_once(
-    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
+    spool_directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
-    async with write_spool(directory) as (spool, journal), ship(spool, pool):
+    async with write_spool(spool_directory) as (spool, journal), ship(spool, pool):
         async with connection.transaction():
             await connection.execute("LOCK TABLE prediction_log IN ACCESS EXCLUSIVE MODE")
             await append(journal, make_record())
@@ -282,53 +237,53 @@ async def test_rows_wait_for_a_lock_and_are_stored_once(
 
 
 async def test_missing_partition_is_made_on_demand(
-    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
+    spool_directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
     long_ago = datetime.now(UTC) - timedelta(days=300)
-    async with write_spool(directory) as (spool, journal), ship(spool, pool):
+    async with write_spool(spool_directory) as (spool, journal), ship(spool, pool):
         await append(journal, make_record(long_ago), make_record())
 
         await wait_until(lambda: has_stored(spool, connection, 2))
 
 
 async def test_segment_closed_after_its_last_row_was_shipped_leaves_the_disk(
-    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    spool_directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal_module, "RETAIN_SECONDS", 0.0)
-    async with write_spool(directory) as (spool, journal), ship(spool, pool):
+    async with write_spool(spool_directory) as (spool, journal), ship(spool, pool):
         await append(journal, make_record())
         await wait_until(lambda: has_stored(spool, connection, 1))
         monkeypatch.setattr(journal_module, "SEGMENT_SECONDS", 0.0)
 
-        await wait_until(lambda: has_left(directory, 0))
+        await wait_until(lambda: has_left(spool_directory, 0))
         assert await has_rows(connection, 1)
 
 
-async def has_left(directory: Path, sequence: int) -> bool:
-    return not (directory / f"seg-{sequence:020d}.log").exists()
+async def has_left(spool_directory: Path, sequence: int) -> bool:
+    return not (spool_directory / f"seg-{sequence:020d}.log").exists()
 
 
 async def test_pending_rows_are_right_when_all_is_offered_again(
-    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    spool_directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal_module, "RETAIN_SECONDS", 0.0)
-    async with write_spool(directory) as (spool, journal):
+    async with write_spool(spool_directory) as (spool, journal):
         async with ship(spool, pool) as shipper:
             await append(journal, make_record(), make_record())
             await wait_until(lambda: has_stored(spool, connection, 2))
             with monkeypatch.context() as patch:
                 patch.setattr(journal_module, "SEGMENT_SECONDS", 0.0)
-                await wait_until(lambda: has_left(directory, 0))
+                await wait_until(lambda: has_left(spool_directory, 0))
             await append(journal, make_record())
             await wait_until(lambda: has_stored(spool, connection, 3))
         shipper._reader.rewind()
         assert spool.pending_rows == 1  # the other two are no longer on the disk
 
         async with ship(spool, pool) as shipper:
-            await wait_until(lambda: has_nothing_to_do(spool))
+            await wait_until(lambda: has_shipped(spool))
 
     assert await has_rows(connection, 3)
-    assert not (directory / "dead").exists()
+    assert not (spool_directory / "dead").exists()
 
 
 async def fake_history(connection: asyncpg.Connection) -> None:
@@ -357,11 +312,11 @@ async def end_other_connections(connection: asyncpg.Connection) -> None:
 
 
 async def test_rows_that_were_shipped_are_offered_again_when_a_standby_has_taken_over(
-    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    spool_directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shipper_module, "WATCH_SECONDS", 0.05)
     await fake_history(connection)
-    async with write_spool(directory) as (spool, journal), ship(spool, pool):
+    async with write_spool(spool_directory) as (spool, journal), ship(spool, pool):
         await append(journal, make_record(), make_record())
         await wait_until(lambda: has_stored(spool, connection, 2))
 
@@ -371,9 +326,9 @@ async def test_rows_that_were_shipped_are_offered_again_when_a_standby_has_taken
 
 
 async def test_shipper_that_is_stopped_in_the_middle_of_an_insert_goes_on_later(
-    directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
+    spool_directory: Path, pool: asyncpg.Pool, connection: asyncpg.Connection
 ) -> None:
-    async with write_spool(directory) as (spool, journal):
+    async with write_spool(spool_directory) as (spool, journal):
         async with connection.transaction():
             await connection.execute("LOCK TABLE prediction_log IN ACCESS EXCLUSIVE MODE")
             await append(journal, make_record())

@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from app.database.embedded_home import find_wheel
@@ -31,27 +32,18 @@ def clean_environment() -> dict[str, str]:
 async def run_postgres(name: str, *arguments: str, newest: bool = False) -> tuple[int, str]:
     """Run a program of the tests' PostgreSQL, or of the wheel's; return its status and what it wrote to stderr."""
     binaries = find_wheel() if newest else os.environ.get("TEST_POSTGRES_BIN") or find_wheel()
-    process = await asyncio.create_subprocess_exec(
-        str(Path(binaries) / name),
-        *arguments,
-        env={**os.environ, "LC_ALL": "C"},
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(WAIT_SECONDS):
-        _, output = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, output.decode()
+    return await _run_program(str(Path(binaries) / name), *arguments, env={**os.environ, "LC_ALL": "C"})
 
 
 async def run_alembic(url: str, *arguments: str, cwd: Path = ROOT) -> tuple[int, str]:
     """Run Alembic on a database to its end; return its status and what it wrote to stderr."""
+    command = (sys.executable, "-m", "alembic", "-c", str(ROOT / "alembic.ini"), *arguments)
+    return await _run_program(*command, env={**os.environ, "DATABASE_URL": url}, cwd=cwd)
+
+
+async def _run_program(*command: str, env: Mapping[str, str], cwd: Path | None = None) -> tuple[int, str]:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "alembic", "-c", str(ROOT / "alembic.ini"), *arguments),
-        env={**os.environ, "DATABASE_URL": url},
-        cwd=cwd,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
+        *command, env=env, cwd=cwd, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
     )
     async with asyncio.timeout(WAIT_SECONDS):
         _, output = await process.communicate()
