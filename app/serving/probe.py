@@ -98,6 +98,7 @@ class Probe:
         limit = max(MIN_ROWS, int(TRIAL_SECONDS / (time.perf_counter() - started)))
         usual, extreme = self._score_alone(maker.make_usual()[:limit]), self._score_alone(maker.make_extreme()[:limit])
         tried = first + usual + extreme
+        self._refuse_random(tried)
         self._examine_batching(usual, extreme, row_mixing)
         self._examine_logits(tried)
         self._refuse_improper(tried)
@@ -151,6 +152,18 @@ class Probe:
     def _read(self, answers: Answers) -> Float32:
         """Return the probabilities of all answers."""
         return turn_into_probabilities(np.array(answers.values), self.signature)
+
+    def _refuse_random(self, tried: Answers) -> None:
+        """Refuse a model that answers the same rows otherwise when they are scored again.
+
+        Scoring rows one by one would not help: the answers are random, or depend on the rows of earlier requests.
+        """
+        again = self._score_alone(tried.rows[:MIN_ROWS])
+        if not np.array_equal(again.values, tried.values[:MIN_ROWS], equal_nan=True):
+            raise StartupError(
+                "the model answers the same row differently when it is scored again: export it for inference (PyTorch: "
+                "model.eval() before the export), without random operators"
+            )
 
     def _examine_batching(self, usual: Answers, extreme: Answers, row_mixing: str | None) -> None:
         """Have each row run by itself when its answer depends on the rows that are scored with it."""

@@ -18,7 +18,7 @@ from app.serving.protobuf import read_integers, read_messages, read_texts
 BODIES = frozenset({b"then_branch", b"else_branch", b"body"})
 """Attributes in which If, Loop and Scan keep graphs."""
 
-AXIS, TRAINING = frozenset({b"axis"}), frozenset({b"training_mode"})
+AXIS = frozenset({b"axis"})
 
 AXIS_OPERATORS = frozenset({"Softmax", "LogSoftmax", "Hardmax", "LpNormalization"})
 """Operators that compare what lies along `axis`: along axis 0 lie the rows."""
@@ -62,14 +62,12 @@ def _describe_mixing(node: memoryview) -> str | None:
     operator = b"".join(read_texts(node, NODE_OPERATOR)[:1]).decode(errors="replace")
     if operator.startswith("DynamicQuantize"):
         return f"{operator} scales by all rows of a run"
-    if operator == "BatchNormalization" and _read_integer(node, TRAINING) == 1:
-        return "BatchNormalization is in training mode, and takes the mean of all rows of a run"
-    if operator in AXIS_OPERATORS and _read_integer(node, AXIS) == 0:
+    if operator in AXIS_OPERATORS and _read_axis(node) == 0:
         return f"{operator} has axis 0, and compares the rows of a run"
     return None
 
 
-def _read_integer(node: memoryview, names: frozenset[bytes]) -> int | None:
-    for attribute in _list_attributes(node, names):
+def _read_axis(node: memoryview) -> int | None:
+    for attribute in _list_attributes(node, AXIS):
         return next(iter(read_integers(attribute, ATTRIBUTE_INT)), 0)
     return None
