@@ -106,6 +106,21 @@ async def test_withdrawal_counts_for_a_prediction_that_is_stored_later(connectio
     assert await read_labels(connection) == {record.prediction_id: None}
 
 
+async def test_the_later_label_of_a_request_has_arrived_later_under_the_same_key(
+    connection: asyncpg.Connection,
+) -> None:
+    """The sweep applies them one by one in any order, and of equal times the later arrival counts."""
+    given = [("order-1", "1"), ("order-2", "0"), ("order-1", None), ("order-1", "0")]
+    await take_labels(connection, [make_label(key, text, NOW) for key, text in given])
+
+    kept = await connection.fetch("SELECT external_id, label, observed_at, received_at FROM key_label")
+
+    times = {(row["external_id"], row["label"]): (row["observed_at"], row["received_at"]) for row in kept}
+    assert times["order-2", "0"] == (NOW, NOW)
+    assert NOW == times["order-1", "1"][1] < times["order-1", None][1] < times["order-1", "0"][1]
+    assert all(observed_at == received_at for observed_at, received_at in times.values())
+
+
 @pytest.mark.parametrize(("days", "labelled"), [(29.9, 1), (30.1, 0)])
 async def test_label_counts_for_predictions_of_the_thirty_days_after_it(
     connection: asyncpg.Connection, days: float, labelled: int
